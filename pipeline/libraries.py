@@ -11,7 +11,7 @@ from types import ModuleType
 
 from pipeline.system.errors import RequestError
 from pipeline.system.imports import exempt, exempting
-from pipeline.system.processes import user_name
+from pipeline.system.processes import left_unset, user_name
 from pipeline.tracking.addresses import MLFLOW_ALWAYS, MLFLOW_DEFAULTS
 
 UNSUPPORTED = "Windows itself is not supported: run this in WSL, Windows' subsystem for Linux"
@@ -61,6 +61,6 @@ def configure_libraries() -> None:
         raise RequestError(
             f"{BACKEND}={backend}: models are trained with TensorFlow here; unset {BACKEND}"
         )
-    os.environ.update({key: value for key, value in DEFAULTS.items() if not os.environ.get(key)})
+    os.environ.update(left_unset(DEFAULTS))
     os.environ.update(ALWAYS)
     warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)

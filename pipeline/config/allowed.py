@@ -16,7 +16,6 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
@@ -30,6 +29,7 @@ from yaml import MarkedYAMLError, YAMLError
 
 from pipeline.config import search_path
 from pipeline.config.builders import GROUPS
+from pipeline.config.compose import known_to_hydra
 from pipeline.config.schema import TRUNK
 from pipeline.system.errors import RequestError, one_line
 
@@ -130,17 +130,13 @@ def check_composed(composed: DictConfig) -> None:
     Raises:
         RequestError: Hydra would import or call something not allowed; names each key.
     """
-    before = HydraConfig.instance().cfg
     known = composed.copy()
     with read_write(known), open_dict(known):  # these values exist only once a job has started
         known.hydra.runtime.output_dir = known.hydra.runtime.cwd
         known.hydra.job.id, known.hydra.job.num = "0", 0
-    HydraConfig.instance().set_config(known)
-    try:
+    with known_to_hydra(known):
         plain = OmegaConf.to_container(known, resolve=False)
         refused = [_refusal(key, value) for key, value in _items(known, plain)]
-    finally:
-        HydraConfig.instance().cfg = before
     if reasons := [reason for reason in refused if reason]:
         raise RequestError("\n".join(reasons))
 

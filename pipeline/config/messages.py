@@ -155,14 +155,13 @@ def _bad_key(error: OmegaConfBaseException, asked: str = "") -> str:
             if "_target_" in parent:
                 return f"{key}: no such key; this choice of {prefix} has none"
             return f"{key}: no such key yet; add it with +{key}=…"
-        place = f" of {prefix}" if prefix else ""
         if (meant := _key_meant(asked or key, parent)) is None:
-            return f"{key}: no such key; {choose(last, sorted(known))}{place}"
+            return f"{key}: no such key; {choose(last, sorted(known))}"
         if meant.rpartition(".")[0] == prefix and not meant.endswith("=NAME"):
             options = ", ".join(sorted(known))
             return (
                 f"{key}: no such key; did you mean {meant.rpartition('.')[2]}? "
-                f"choose one of {options}{place}"
+                f"choose one of {options}"
             )
         return f"{key}: no such key; did you mean {meant}?"
     if isinstance(error, MissingMandatoryValue):

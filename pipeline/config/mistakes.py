@@ -133,7 +133,7 @@ def _require_key(word: str, command: Command) -> None:
     own = [one.name for one in fields(command.request)]
     known = {*own, *(one.name for one in fields(Config)), *CHOSEN_GROUPS, *command.requests}
     if key not in known and key != "hydra" and meant_by(key) is None:
-        raise RequestError(f"{key}: no such key; {choose(key, own)} of {command.verb}")
+        raise RequestError(f"{key}: no such key; {choose(key, own)}")
 
 
 def _for_the_verb(word: str, words: Sequence[str], command: Command) -> str | None:

@@ -475,7 +475,7 @@ def require_validation(config: Config) -> None:
     if needing:
         raise RequestError(
             f"preprocess.validation_size=0 leaves no validation images for "
-            f"{' and '.join(needing)}; set it above 0 or drop these"
+            f"{joined(needing)}; set it above 0 or drop these"
         )
 
 

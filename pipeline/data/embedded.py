@@ -26,13 +26,14 @@ from pipeline.data.files import PICTURE_ENDINGS
 from pipeline.system.errors import one_line
 from pipeline.system.files import file_state
 from pipeline.system.imports import Lazy
+from pipeline.system.processes import cores
 from pipeline.system.terminal import as_line, printable
 
 parquet, pyarrow = Lazy("pyarrow.parquet"), Lazy("pyarrow")
 
 _NAME = re.compile(r"(.+\.(?:parquet|pq))/([^/]+)/(\d+)(?:\.\w+)?", re.IGNORECASE)
 _GROUPS = 3  # row groups in memory at least
-_ROWS = 64 * (os.cpu_count() or 1)
+_ROWS = 64 * cores()
 """Rows that are being decoded: at most four chunks of 16 per core (`packing.py`)."""
 _LONG_TEXT = 2**10  # bytes; longer values are pictures, on average
 _FIRST = 8  # of the short values of a column, to tell what it holds

@@ -107,8 +107,7 @@ def ingest(
                 "data_dir=…"
             ) from error
         return _of_pictures(pictures, folder, verify=verify)
-    exclude = given.pop(EXCLUDE, None) if _can_exclude(builder) else None
-    entry = folder / f"raw-{cache.key(content=content_of(builder, given))}"
+    entry, exclude = _entry_of(builder, given, folder)
     fetched = partial(_fetched, config.dataset, config.choices.dataset)
     raw = _raw(cache.load_or_build(entry, fetched, verify=verify), None)
     return raw if exclude is None else _without(raw, exclude, entry, verify=verify)
@@ -168,13 +167,22 @@ def raw_folder(config: Config, *, checked: bool = False) -> Path:
     builder, given = _builder(config.dataset)
     if _is_of_pictures(builder):
         return data_folder(config) / str(_listed(config).selection.name)
-    exclude = given.pop(EXCLUDE, None) if _can_exclude(builder) else None
+    entry, exclude = _entry_of(builder, given, data_folder(config))
     if checked and exclude is not None:
         require_places(exclude)
-    folder = data_folder(config) / f"raw-{cache.key(content=content_of(builder, given))}"
-    if checked and not folder.is_dir():
+    if checked and not entry.is_dir():
         check_keys("dataset", dict(config.dataset), config.choices.dataset)
-    return folder
+    return entry
+
+
+def _entry_of(
+    builder: Callable[..., Any], given: Mapping[str, Any], folder: Path
+) -> tuple[Path, str | None]:
+    """The cache entry of all images of a data set, and the list of those to exclude, if any."""
+    excludes = _can_exclude(builder)
+    own = {key: value for key, value in given.items() if not (excludes and key == EXCLUDE)}
+    entry = folder / f"raw-{cache.key(content=content_of(builder, own))}"
+    return entry, given.get(EXCLUDE) if excludes else None
 
 
 def _is_of_pictures(builder: Callable[..., Any]) -> bool:

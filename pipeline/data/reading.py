@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import warnings
 from collections import deque
@@ -28,10 +27,11 @@ from pipeline.data.listing import unlabelled
 from pipeline.data.pictures import PAD, as_stack, fitted_pixels, load_picture, require_room
 from pipeline.data.values import Array, Shape, images_per_block
 from pipeline.system.errors import RequestError, one_line
+from pipeline.system.processes import cores
 from pipeline.system.terminal import printable
 
 CHUNK = 16  # files decoded per task: enough to keep the overhead of a task small
-THREADS = os.cpu_count() or 1  # Pillow releases Python's lock to decode and resize
+THREADS = cores()  # Pillow releases Python's lock to decode and resize
 
 
 @dataclass(frozen=True, kw_only=True)

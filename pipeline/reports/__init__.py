@@ -1,1 +1,1 @@
-"""The report of a run: one HTML page."""
+"""The HTML pages about runs, data sets, audits and drift: each is one file."""

@@ -30,7 +30,7 @@ UNITS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Overlay:
-    """Two distributions over the same BINS: `new` as bars, `reference` as the points of a line."""
+    """Two distributions over the same bins: `new` as bars, `reference` as the points of a line."""
 
     name: str
     unit: str

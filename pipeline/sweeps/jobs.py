@@ -15,7 +15,9 @@ from typing import Any, Literal, Protocol
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, Sweep
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.config.compose import Composer, known_to_hydra
 from pipeline.config.effects import may_lack_effect, with_effect
@@ -60,6 +62,7 @@ NO_EFFECT = {
     "run_id": "it names a recorded run, but a sweep creates new ones",
     "choices": "Hydra fills it in",
 }
+_UNFIT = (HydraException, OmegaConfBaseException)  # what words raise that do not fit the files
 # Keys that only an adaptive search uses.
 SEARCHS_OWN = ("n_trials", "sampler", "sampler_options", "seed", "storage", "study")
 
@@ -215,7 +218,7 @@ def _placed(
     """
     try:
         return composer.compose(fixed), []
-    except Exception:
+    except _UNFIT:
         if not any(map(composer.chooses_a_file, searched)):
             raise
     own = [word for word in fixed if word not in left]
@@ -226,7 +229,7 @@ def _placed(
 def _fits(composer: Composer, words: Sequence[str]) -> bool:
     try:
         composer.compose(words)
-    except Exception:
+    except _UNFIT:
         return False
     return True
 

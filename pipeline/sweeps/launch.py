@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -38,14 +37,14 @@ _MODULES = [ONE_JOB, "matplotlib.backends.backend_agg"]  # these take seconds to
 
 def _joblib_at_once(launcher: Any) -> int:
     jobs = int(launcher.joblib.get("n_jobs") or 1)  # joblib counts from all cores down: -1 is all
-    return jobs if jobs > 0 else max(1, (os.cpu_count() or 1) + 1 + jobs)
+    return jobs if jobs > 0 else max(1, cores() + 1 + jobs)
 
 
 def _submitit_at_once(launcher: Any) -> int:
     params = launcher.params
     if "array_parallelism" in params:
         return int(params["array_parallelism"])
-    return max(1, (os.cpu_count() or 1) // int(params.get("cpus_per_task") or 1))  # on this machine
+    return max(1, cores() // int(params.get("cpus_per_task") or 1))  # on this machine
 
 
 def _ray_at_once(launcher: Any) -> int | None:

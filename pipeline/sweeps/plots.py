@@ -129,7 +129,7 @@ def _or_without(picture: str) -> Iterator[None]:
 
 def _valued(outcomes: Sequence[Outcome], *statuses: str, number: int = 0) -> list[Outcome]:
     """The jobs in these statuses with a value of objective `number`."""
-    return [t for t in outcomes if t.status in statuses and math.isfinite(t.values[number])]
+    return [one for one in outcomes if one.status in statuses and math.isfinite(one.values[number])]
 
 
 def _without_seed(outcome: Outcome) -> dict[str, str]:

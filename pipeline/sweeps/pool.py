@@ -25,6 +25,7 @@ import cloudpickle
 
 from pipeline.sweeps.worker import STOPS, serve_jobs
 from pipeline.system.errors import one_line
+from pipeline.system.processes import left_unset
 
 GRACE_S = 30.0  # for a busy worker to clean up when the pool is closed
 LEAVE_S = 5.0  # for an idle worker to end
@@ -199,10 +200,10 @@ def _inherited(threads: int) -> Iterator[None]:
     Threads are set in the environment because the main module, imported first, may import NumPy.
     Values that the user has set stay.
     """
-    added = [name for name in THREAD_VARIABLES if name not in os.environ]
+    added = left_unset(dict.fromkeys(THREAD_VARIABLES, str(threads)))
     resource_tracker.ensure_running()  # its start unblocks signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
-    os.environ.update(dict.fromkeys(added, str(threads)))
+    os.environ.update(added)
     try:
         yield
     finally:

@@ -34,7 +34,7 @@ from pipeline.system.imports import uncollected
 from pipeline.system.tables import csv_text
 from pipeline.system.terminal import standard_output
 from pipeline.tracking.recording import Recording
-from pipeline.tracking.values import BEST_JOB, OBJECTIVE
+from pipeline.tracking.values import BEST_JOB, OBJECTIVE, SEED
 
 if TYPE_CHECKING:
     from pipeline.sweeps.plots import Repeats
@@ -85,7 +85,7 @@ def _note(
     names, metric = short_keys(searched), objectives[0].metric
     statuses = [(status, sum(one.status == status for one in outcomes)) for status in _STATUSES]
     ended = ", ".join(f"{count} {status}" for status, count in statuses if count)
-    keys = [key for key in names if key != "seed"]
+    keys = [key for key in names if key != SEED]
     rows = [
         (
             *(escaped(brief(one.params.get(key, ""))) for key in keys),

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -134,6 +134,11 @@ def process_name(holder: str) -> str:
         return f"process {told['pid']} on {told['place'].partition(' ')[0]}"
     except (ValueError, KeyError, TypeError, AttributeError):
         return "a process that did not name itself"
+
+
+def left_unset(defaults: Mapping[str, str]) -> dict[str, str]:
+    """Those of the defaults whose variable has no value in the environment: the user's stay."""
+    return {name: value for name, value in defaults.items() if not os.environ.get(name)}
 
 
 def user() -> str:

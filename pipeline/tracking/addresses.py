@@ -95,6 +95,17 @@ def sqlite_file(address: str) -> Path | None:
     return Path(unquote(sqlite["path"]))
 
 
+def is_server(address: str) -> bool:
+    """Whether a store is a tracking server."""
+    return address.startswith(("http://", "https://"))
+
+
+def is_database(address: str) -> bool:
+    """Whether a store is a database that this process opens itself."""
+    is_other = is_server(address) or address.startswith(("file:", "databricks"))
+    return "://" in address and not is_other
+
+
 def whole_address(address: str) -> str:
     """The address of a store with the whole path of an SQLite file, which is the same anywhere.
 
@@ -133,7 +144,7 @@ def artifact_location(address: str, experiment: str, root: str | None = None) ->
         return f"{_root_address(root)}/{quote(folder_name(experiment))}"
     if _SQLITE.match(address):
         return (artifact_root(address) / folder_name(experiment)).as_uri()
-    if "://" not in address or address.startswith(("http://", "https://", "file:", "databricks")):
+    if not is_database(address):
         return None
     shown = hide(address)
     raise RequestError(

@@ -47,6 +47,8 @@ from pipeline.tracking.addresses import (
     TRACKING_URI,
     artifact_location,
     artifact_root,
+    is_database,
+    is_server,
     require_address,
     sqlite_file,
     store_address,
@@ -404,8 +406,7 @@ def _require_place(client: Client, name: str, location: str, root: str | None) -
             "leave the key out, or choose another experiment with tracking.experiment=…"
         )
     parts = urlsplit(location)
-    is_database = "://" in address and not address.startswith(("http", "file:", "databricks"))
-    if not is_database or not _is_path(parts):
+    if not is_database(address) or not _is_path(parts):
         return
     folder = _path(parts)
     mine = artifact_root(address) if address.startswith("sqlite") else None
@@ -524,9 +525,9 @@ def _require_answer(uri: str) -> None:
         RequestError: with the reason.
     """
     look: Callable[[], Refusal | None] | None = None
-    if uri.startswith(("http://", "https://")):
+    if is_server(uri):
         look = partial(_ask_server, uri)
-    elif "://" in uri and not uri.startswith(("file:", "databricks")):
+    elif is_database(uri):
         look = partial(_ask_database, uri)
     if look is None:
         return

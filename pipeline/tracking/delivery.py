@@ -56,7 +56,6 @@ from pipeline.tracking.journal import (
     FILES,
     JOURNAL_FILE,
     MODEL_SAVED,
-    MOST_POINTS,
     NOTED,
     OPENED,
     OPENING,
@@ -64,7 +63,7 @@ from pipeline.tracking.journal import (
     Journal,
     Record,
     began_elsewhere,
-    join_records,
+    next_joined,
     now,
     sync_command,
 )
@@ -444,8 +443,7 @@ def _resent(
     """Sends records, joined where possible; yields why the store refuses single ones."""
     rest, singly = list(waiting), 0
     while rest:
-        end, record = next(join_records(rest[: 1 if singly else MOST_POINTS]))
-        count = 1 + [end for end, _ in rest].index(end)
+        end, record, count = next_joined(rest, singly=singly > 0)
         try:
             delivery.send(record | {"again": True} if "again" in record else record)
         except STORE_ERRORS as error:

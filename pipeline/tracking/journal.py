@@ -236,6 +236,16 @@ def join_records(waiting: Iterable[tuple[int, Record]]) -> Iterator[tuple[int, R
 _TEXTS = ("params", "tags")
 
 
+def next_joined(waiting: Sequence[tuple[int, Record]], *, singly: bool) -> tuple[int, Record, int]:
+    """The first record, joined with those after it unless `singly`.
+
+    Returns the position after it in the journal, the record, and how many it joins.
+    """
+    ready = waiting[: 1 if singly else MOST_POINTS]
+    end, record = next(join_records(ready))
+    return end, record, 1 + [position for position, _ in ready].index(end)
+
+
 def as_run(records: Sequence[Mapping[str, Any]], folder: Path) -> RecordedRun:
     """The run as the records of its journal describe it so far.
 
@@ -379,16 +389,14 @@ class Courier:
             self._journal.close()
 
     def _next(self) -> tuple[int, Record, int] | None:
-        """The next record, joined with those after it: its end, itself, and how many it joins."""
+        """The next record as `next_joined` returns it; None at the end."""
         with self._changed:
             while not (self._waiting or self._stopped):
                 self._changed.wait()
             if self._stopped:
                 return None
-            ready = list(self._waiting)[: 1 if self._singly else MOST_POINTS]
-            end, record = next(join_records(ready))
             self._began = time.monotonic()
-            return end, record, 1 + [end for end, _ in ready].index(end)
+            return next_joined(list(self._waiting), singly=self._singly > 0)
 
     def _attempt(self, end: int, record: Record, count: int) -> None:
         try:

@@ -35,6 +35,7 @@ NEW_CODE = ("*.py", "*.yaml", "*.yml", "*.toml", "*.lock", "MLproject", "Makefil
 _AT_ONCE = 1_000  # files named to git; a command line is limited
 # Folders that Hydra and MLflow fill, in the folder of the project.
 _MADE = {"outputs", "multirun", *STORES}
+TF_THREADS = "TF_NUM_INTRAOP_THREADS"
 NAMED = ("tensorflow", "keras", "mlflow", "hydra-core", "numpy", "scikit-learn")
 
 
@@ -107,7 +108,7 @@ def hardware() -> dict[str, str]:
         "host": platform.node(),
         "cpu": _processor(),
         "cores": str(cores()),
-        "threads": os.environ.get("TF_NUM_INTRAOP_THREADS", str(cores())),
+        "threads": os.environ.get(TF_THREADS) or str(cores()),
         "memory_gb": f"{psutil.virtual_memory().total / 1e9:.1f}",
     }
 

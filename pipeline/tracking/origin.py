@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from pipeline.config.trusted import checksums, trusted
 from pipeline.data.values import Identity
+from pipeline.system.processes import left_unset
 from pipeline.tracking import lineage
 from pipeline.tracking.values import (
     COMMIT,
@@ -20,7 +21,6 @@ from pipeline.tracking.values import (
 )
 
 OF_HARDWARE = ("cpu", "cores", "threads")  # may change the last bits of a result, not its meaning
-TF_THREADS = "TF_NUM_INTRAOP_THREADS"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ def with_threads_of(origin: Origin) -> None:
     The number of threads determines the order in which a convolution sums up, and so the last bits.
     """
     if "threads" in origin.hardware:
-        os.environ.setdefault(TF_THREADS, origin.hardware["threads"])
+        os.environ.update(left_unset({lineage.TF_THREADS: origin.hardware["threads"]}))
 
 
 def _in_code(then: Origin, now: Origin) -> Iterator[Difference]:

@@ -23,6 +23,7 @@ from typing import Any
 
 import requests
 
+from pipeline.system.processes import left_unset
 from pipeline.system.terminal import prepare_streams
 from pipeline.tracking.addresses import MLFLOW_DEFAULTS
 from pipeline.tracking.values import VIEW, Query
@@ -57,13 +58,8 @@ def server_environment() -> dict[str, str]:
 
     Like a run, it tells MLflow's makers nothing (telemetry) unless the user lets it.
     """
-    quiet = {"PYTHONWARNINGS": "ignore", "MLFLOW_LOGGING_LEVEL": "WARNING"}
-    return os.environ | _defaults() | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | quiet
-
-
-def _defaults() -> dict[str, str]:
-    """The settings of MLflow that runs have too, without those that the user has set."""
-    return {key: value for key, value in MLFLOW_DEFAULTS.items() if not os.environ.get(key)}
+    own = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_LOGGING_LEVEL": "WARNING"}
+    return os.environ | left_unset(MLFLOW_DEFAULTS) | own | {"PYTHONWARNINGS": "ignore"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +153,7 @@ def main() -> int:
     host = asked.host if asked.host not in ("0.0.0.0", "::") else "127.0.0.1"
     address = f"http://[{host}]:{asked.port}" if ":" in host else f"http://{host}:{asked.port}"
     command = server_command(DATABASE, host=asked.host, port=asked.port)
-    os.environ.update(_defaults())  # for MLflow's client in this process
+    os.environ.update(left_unset(MLFLOW_DEFAULTS))  # for MLflow's client in this process
     print(f"starting MLflow on port {asked.port} …", file=sys.stderr)
     server = subprocess.Popen(
         command,

@@ -28,7 +28,7 @@ from pipeline.config.builders import Leaf, has_backbone
 from pipeline.config.rules import TRAINABLE
 from pipeline.data.values import Array
 from pipeline.system.errors import RequestError, one_line
-from pipeline.system.files import user_path
+from pipeline.system.files import file_state, user_path
 from pipeline.system.imports import Lazy
 
 if TYPE_CHECKING:
@@ -251,11 +251,10 @@ def head_on(
 
 
 def state(weights: str | None) -> list[int]:
-    """Size, time and inode of the file that `model.weights` names; empty if it names no file."""
+    """The `file_state` of the file that `model.weights` names; empty if it names no file."""
     if weights is None or not (file := user_path(weights)).is_file():
         return []
-    at = file.stat()
-    return [at.st_size, at.st_mtime_ns, at.st_ino]
+    return [*file_state(file)]
 
 
 def backbone_checksum(model: keras.Model) -> str:

@@ -104,6 +104,6 @@ def show_ingested(result: Ingested, request: None) -> None:
     console = standard_output()
     console.print(description_table(result.description))
     for line in lines(result.description):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     apply(result.findings)
     print(f"page={result.page}", flush=True)

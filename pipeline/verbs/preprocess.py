@@ -49,4 +49,5 @@ def show_preprocessed(result: Preprocessed, request: None) -> None:
     console = standard_output()
     console.print(table)
     console.print("pixel mean", prepared.mean.round(2), "sd", prepared.std.round(2))
-    console.print("taken from" if prepared.cached else "cached in", result.cache)
+    where = "taken from" if prepared.cached else "cached in"
+    console.print(where, result.cache, soft_wrap=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from pipeline.data import embedded
 from pipeline.data.listing import listed
 from pipeline.data.reading import find_images
 from pipeline.system.errors import RequestError
+from pipeline.system.processes import cores
 from tests.pictures import noise, put, read
 
 NAMES = ["dog", "cat"]
@@ -221,7 +221,7 @@ def groups_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_a_row_group_is_read_once_by_threads_that_are_far_apart(
     tmp_path: Path, groups_read: list[int]
 ) -> None:
-    chunks = 4 * min(os.cpu_count() or 1, 8)  # at once; with more cores, only some of them
+    chunks = 4 * min(cores(), 8)  # at once; with more cores, only some of them
     order = np.random.default_rng(0).permutation(16 * chunks)
     size = 3 * len(order)
     found = listed(written(tmp_path / "pets.parquet", rows(range(size)), groups=4))

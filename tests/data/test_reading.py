@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -225,3 +227,10 @@ def test_a_file_of_several_arrays_is_refused_with_the_way_to_save_one(tmp_path: 
     np.savez(tmp_path / "data.npz", x_test=np.zeros((2, 3, 3), np.uint8))
     with pytest.raises(RequestError, match=r"holds several arrays; save one of them: numpy\.save"):
         find_images(str(tmp_path / "data.npz"))
+
+
+def test_as_many_threads_read_as_there_are_cores_for_the_process() -> None:
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
+    code += "from pipeline.data.reading import THREADS; print(THREADS)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"

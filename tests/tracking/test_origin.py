@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.data.values import Identity
 from pipeline.tracking import origin
-from pipeline.tracking.lineage import Code
+from pipeline.tracking.lineage import TF_THREADS, Code
 from pipeline.tracking.origin import Origin, differences
 
 THEN = Origin(
@@ -124,12 +124,12 @@ def test_what_begins_here_differs_in_nothing_from_itself() -> None:
     assert "tensorflow" in now.packages
 
 
-@pytest.mark.parametrize(("set_by_user", "expected"), [(None, "1"), ("3", "3")])
+@pytest.mark.parametrize(("set_by_user", "expected"), [(None, "1"), ("", "1"), ("3", "3")])
 def test_the_threads_of_then_are_used_unless_the_user_says_otherwise(
     set_by_user: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(origin.TF_THREADS, set_by_user or "x")
+    monkeypatch.setenv(TF_THREADS, set_by_user or "")
     if set_by_user is None:
-        monkeypatch.delenv(origin.TF_THREADS)
+        monkeypatch.delenv(TF_THREADS)
     origin.with_threads_of(THEN)
-    assert os.environ[origin.TF_THREADS] == expected
+    assert os.environ[TF_THREADS] == expected

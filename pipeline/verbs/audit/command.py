@@ -149,7 +149,8 @@ def show(result: Audited, request: Audit) -> None:
         console.print(f"{counted(unjudged, one, many)} in one group of pictures")
     if result.before:
         console.print(
-            f"{result.exclude} also has the {len(result.before):,} that were excluded before"
+            f"{result.exclude} also has the {len(result.before):,} that were excluded before",
+            soft_wrap=True,
         )
     if result.kept:
         console.print(f"the list that was there is now {result.kept}", soft_wrap=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from pipeline.evaluation.intervals import Estimate
+from pipeline.reports.images import data_uri
 from pipeline.system.errors import counted
 from pipeline.tracking.values import SEED, SHORT
 from pipeline.verbs.compare.comparison import Compared, Comparison
@@ -132,10 +132,7 @@ def page(template: Template, comparison: Comparison, pictures: Mapping[str, byte
         aside=_ASIDE,
         tones=[TONES.get(standing(row, comparison), "first") for row in comparison.rows],
         names=[row.label for row in comparison.rows],
-        pictures={
-            name: f"data:image/png;base64,{base64.b64encode(png).decode()}"
-            for name, png in pictures.items()
-        },
+        pictures={name: data_uri(png, "png") for name, png in pictures.items()},
     )
 
 

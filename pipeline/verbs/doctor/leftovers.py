@@ -8,7 +8,9 @@ import shlex
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import psutil
@@ -92,7 +94,7 @@ def entries_in(data_dir: Path) -> list[Path]:
     known = {kind for kinds, *_ in _CACHES for kind in kinds}
     return [
         path
-        for path in sorted(data_dir.rglob("*-*"))
+        for path in sorted(_below(data_dir))
         if is_entry_name(path.name) and _kind(path) in known and path.is_dir()
     ]
 
@@ -179,11 +181,10 @@ def _partial(data_dir: Path) -> Iterator[Finding]:
 
     A process of another host may be writing one that changed lately.
     """
-    paths = [*Path().glob(".*"), *data_dir.rglob(".*"), *OUTPUTS.rglob(".*")]
-    paths += _MULTIRUN.rglob(".*")
+    places = map(_below, (data_dir, OUTPUTS, _MULTIRUN))
     dead = [
         path
-        for path in paths
+        for path in (*Path().glob(".*"), *chain.from_iterable(places))
         if (name := _PARTIAL.match(path.name))
         and not (name[1] and psutil.pid_exists(int(name[1])))
         and time.time() - _changed(path) > _OLD_S
@@ -233,8 +234,14 @@ def _size(paths: Iterable[Path]) -> str:
 
 
 def _bytes(path: Path) -> int:
-    if path.is_file():
-        return path.lstat().st_size
-    return sum(
-        Path(folder, name).lstat().st_size for folder, _, names in os.walk(path) for name in names
-    )
+    size = 0
+    for file in (path, *_below(path)):
+        with suppress(OSError):  # a run at work has just renamed or removed it
+            size += 0 if file.is_dir() else file.lstat().st_size
+    return size
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """All in a folder and its folders, but those that a run at work removes meanwhile."""
+    for place, folders, files in os.walk(folder):
+        yield from (Path(place, name) for name in (*folders, *files))

@@ -18,7 +18,14 @@ import sqlalchemy as sa
 
 from pipeline.system.databases import without_password
 from pipeline.system.errors import RequestError, first_line, one_line
-from pipeline.tracking.addresses import DEFAULT_URI, artifact_root, sqlite_file, store_address
+from pipeline.tracking.addresses import (
+    DEFAULT_URI,
+    artifact_root,
+    is_database,
+    is_server,
+    sqlite_file,
+    store_address,
+)
 from pipeline.tracking.client import (
     VERSION,
     Client,
@@ -77,9 +84,9 @@ def check_place(uri: str | None) -> Iterator[Finding]:
 
 
 def _kind(address: str) -> Callable[[str], Store] | None:
-    if address.startswith(("http://", "https://")):
+    if is_server(address):
         return _server
-    if "://" not in address or address.startswith(("file:", "databricks")):
+    if not is_database(address):
         return None
     return _sqlite if address.startswith(("sqlite:", "sqlite+")) else _database
 

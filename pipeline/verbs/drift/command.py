@@ -155,15 +155,7 @@ def drift(config: Config, request: Drift, folder: Path) -> Drifted:
     pictures = new_pictures(request.path, run.config.dataset, summary.classes)
     results = [Path(request.output), Path(request.page)]
     require_others(results, pictures.listing.lists, f"{KEY}={request.path}")
-    height, width, channels = summary.shape
-    if channels not in MODES:
-        raise RequestError(
-            f"run_id={run.id}: its images have {channels} channels; pictures have 1 or 3"
-        )
-    packing = Packing(size=(height, width), channels=channels, fit=summary.fit or PAD)
-    selection = Selection(listing=pictures.listing, packing=packing)
-    with of_drift():
-        packed = pack(selection, Path(config.data_dir) / "drift")
+    packed = _packed(pictures, summary, run.id, Path(config.data_dir))
     with native_messages_to(folder / "tensorflow.log"):
         predictions = _predictions(run) if run.model_uri else None
         model = _model(run, config) if predictions else None
@@ -246,6 +238,22 @@ def _summary(run: RecordedRun) -> DataSummary:
             f"ended too early; `python -m pipeline evaluate run_id={run.id}` adds it"
         )
     return parsed(run.text(SUMMARY_FILE))
+
+
+def _packed(pictures: NewPictures, summary: DataSummary, run_id: str, data_dir: Path) -> Packed:
+    """The new pictures as images of the shape and fit that those of the run have.
+
+    Raises:
+        RequestError: the run's images have other channels than pictures can have.
+    """
+    height, width, channels = summary.shape
+    if channels not in MODES:
+        raise RequestError(
+            f"run_id={run_id}: its images have {channels} channels; pictures have 1 or 3"
+        )
+    packing = Packing(size=(height, width), channels=channels, fit=summary.fit or PAD)
+    with of_drift():
+        return pack(Selection(listing=pictures.listing, packing=packing), data_dir / "drift")
 
 
 def _model(run: RecordedRun, config: Config) -> LoadedModel:

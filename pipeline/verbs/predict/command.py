@@ -20,7 +20,7 @@ from pipeline.data.pictures import MODES
 from pipeline.data.polarity import to_invert, with_inverted
 from pipeline.data.reading import Block, Opener, find_images, read_blocks
 from pipeline.data.values import Array, images_at_once
-from pipeline.system.errors import PipelineError, RequestError
+from pipeline.system.errors import PipelineError, RequestError, counted
 from pipeline.system.files import replacing, require_others, user_path
 from pipeline.system.folders import require_writable
 from pipeline.system.terminal import (
@@ -153,7 +153,7 @@ def _unread_in_words(skipped: Sequence[Unreadable], found: FoundFiles) -> str:
     files = f"{len(skipped) - folders} of {len(found.files)} files"
     if not folders:
         return files
-    return f"{files} and {folders} folder{'s' if folders > 1 else ''}"
+    return f"{files} and {counted(folders, 'folder', 'folders')}"
 
 
 def _write(
@@ -260,6 +260,6 @@ def _progress(
             skip(block.unreadable)
 
         if found.rest:
-            console.print(found.rest, markup=False, soft_wrap=True)
+            console.print(found.rest, soft_wrap=True)
         skip(found.unreadable)
         yield listener

@@ -38,7 +38,7 @@ class PredictedBlock:
 
     @cached_property
     def top(self) -> Array:
-        """The most probable classes, best first, ties in class order, i64[N,min(TOP,K)]."""
+        """The most probable classes, best first, ties in class order, i64[N,min(3,K)]."""
         return np.argsort(-self.probabilities, axis=1, kind="stable")[:, :_TOP]
 
     def columns(self) -> dict[str, list[Any]]:

@@ -24,6 +24,7 @@ from pipeline.tracking.values import (
 )
 from pipeline.verbs.promote.ledger import (
     FORCED,
+    REFUSED,
     Attempt,
     artifact,
     attempts_in,
@@ -49,7 +50,7 @@ def note_of_version(run: RecordedRun, attempt: Attempt) -> str:
         _accuracies(run),
         f"Judged {attempt.when:%Y-%m-%d %H:%M} UTC by {escaped(attempt.who)}, "
         f"{attempt.decision}{instead} {how}{reason}."
-        if attempt.decision != "refused"
+        if attempt.decision != REFUSED
         else f"A challenger: refused {attempt.when:%Y-%m-%d %H:%M} UTC, by {escaped(attempt.who)}.",
         _gates(attempt),
         code_block(run.command),

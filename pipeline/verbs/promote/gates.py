@@ -15,6 +15,7 @@ from pipeline.tracking.values import Status
 from pipeline.verbs.promote import Promote
 
 LOADS = "model loads"  # the only gate that `force` does not override
+TEST_ACCURACY = "test accuracy"
 _SHOWN = 12  # characters of a fingerprint
 
 
@@ -140,7 +141,7 @@ def _is_good(evidence: Evidence, rules: Promote) -> Iterator[Gate]:
         return
     images = f"on {len(logged.labels):,} test images"
     if rules.min_test_accuracy is not None:
-        yield _floor("test accuracy", metrics.accuracy(logged), rules.min_test_accuracy, images)
+        yield _floor(TEST_ACCURACY, metrics.accuracy(logged), rules.min_test_accuracy, images)
     if rules.min_class_recall is not None:
         _, recall, _, count = metrics.class_scores(logged)
         worst = int(np.where(count > 0, recall, np.inf).argmin())  # among classes with test images

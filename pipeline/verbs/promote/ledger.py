@@ -21,11 +21,8 @@ from rich.text import Text
 from pipeline.reports.notes import escaped, markdown_table
 from pipeline.system.errors import RequestError
 from pipeline.system.secrets import hide
-from pipeline.tracking.values import (
-    LEDGER,
-    LONGEST_MODEL_TAG,
-)
-from pipeline.verbs.promote.gates import Gate, failed
+from pipeline.tracking.values import LEDGER, LONGEST_MODEL_TAG
+from pipeline.verbs.promote.gates import TEST_ACCURACY, Gate, failed
 
 PROMOTED, FORCED, REFUSED = "promoted", "forced", "refused"
 ROLLED_BACK, ABANDONED = "rolled back", "abandoned"
@@ -303,7 +300,7 @@ def gate_value(value: float | str) -> str:
 def _why(attempt: Attempt) -> list[str]:
     reasons = [f"“{attempt.reason}”"] if attempt.reason else []
     reasons += [attempt.note] if attempt.note else []
-    accuracy = next((gate for gate in attempt.gates if gate.name == "test accuracy"), None)
+    accuracy = next((gate for gate in attempt.gates if gate.name == TEST_ACCURACY), None)
     if accuracy and accuracy.passed:
         reasons.append(f"test accuracy {gate_value(accuracy.value)}")
     return reasons + [complaint(gate) for gate in failed(attempt.gates)]

@@ -225,9 +225,10 @@ def _show_changes(run: RecordedRun, changed: Sequence[origin.Difference]) -> Non
     console.print(table)
     if any(change.kind == "code" for change in changed):
         commit = run.commit or "the run's commit"
-        console.print(f"To restore the run's code: git checkout {commit}", end="")
-        patch = "; git apply <the run's artefact code.patch>"
-        console.print(patch if run.has_uncommitted_changes else "")
+        told = f"To restore the run's code: git checkout {commit}"
+        if run.has_uncommitted_changes:
+            told += "; git apply <the run's artefact code.patch>"
+        console.print(told, soft_wrap=True)
 
 
 def _table(pairs: Sequence[MetricPair], tolerance: float) -> Table:

@@ -275,8 +275,10 @@ def test_files_of_arrays_are_searched_once_and_a_closed_folder_is_told_as_by_a_r
         searched.append(str(top))
         return walk(top, **keys)
 
-    def closed(top: Path, **_: Any) -> Any:
-        raise PermissionError(13, "Permission denied", str(top))
+    def closed(top: Path, **keys: Any) -> Any:
+        if Path(top).name == "files":
+            raise PermissionError(13, "Permission denied", str(top))
+        return walk(top, **keys)
 
     words = ("dataset=idx", f"dataset.path={tmp_path}/files")
     monkeypatch.setattr(os, "walk", counted)

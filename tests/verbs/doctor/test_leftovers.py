@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -135,3 +135,27 @@ def test_what_a_dead_process_was_writing_may_go_and_what_a_living_one_writes_sta
         f"rm -r -- .mlflow.{gone}.partial.db data/.packing-0123456789abcdef "
         f"data/.raw-1.{gone}.partial"
     )
+
+
+def test_what_a_run_at_work_removes_meanwhile_counts_for_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    checkpoint("outputs/day/1")
+    Path("outputs/day/1/checkpoints/gone.keras").write_bytes(b"x" * 500_000)
+    Path("outputs/day/1/checkpoints/gone").mkdir()
+    scandir, lstat = os.scandir, Path.lstat
+
+    def removing(place: str | Path) -> Iterator[os.DirEntry[str]]:
+        if Path(place).name == "gone":
+            raise FileNotFoundError(place)
+        return scandir(place)
+
+    def removed(path: Path) -> os.stat_result:
+        if path.name == "gone.keras":
+            raise FileNotFoundError(path)
+        return lstat(path)
+
+    monkeypatch.setattr(os, "scandir", removing)
+    monkeypatch.setattr(Path, "lstat", removed)
+    [kept] = found({})
+    assert kept.says.endswith("1.0 MB")

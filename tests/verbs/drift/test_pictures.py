@@ -1,4 +1,4 @@
-"""What `drift` takes for new pictures. No file here holds a picture."""
+"""What `drift` takes for new pictures. Only the Parquet file holds some."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pyarrow import parquet
 
 from pipeline.system.errors import RequestError
 from pipeline.verbs.drift.pictures import NewPictures, new_pictures
+from tests.data.test_embedded import png
 from tests.data.test_listing import touched
 from tests.pictures import LEAF
 
@@ -152,7 +153,7 @@ def test_what_cannot_be_read_is_refused_without_advice_on_other_keys(
 
 
 def test_the_column_of_pictures_is_the_one_of_the_run(tmp_path: Path) -> None:
-    content = [{"mask": b"\x89PNG mask", "scan": b"\x89PNG scan"} for _ in range(2)]
+    content = [{"mask": png(row), "scan": png(2 + row)} for row in range(2)]
     parquet.write_table(pyarrow.Table.from_pylist(content), tmp_path / "new.parquet")
     new = found(tmp_path / "new.parquet", path_column="scan")
     assert new.listing.files == ("new.parquet/scan/0.png", "new.parquet/scan/1.png")
