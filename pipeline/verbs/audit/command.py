@@ -153,11 +153,18 @@ def show(result: Audited, request: Audit) -> None:
         )
     if result.kept:
         console.print(f"the list that was there is now {result.kept}", soft_wrap=True)
-    console.print(
-        f"look at {result.page}, delete from {result.exclude} what is right after all, then train "
-        f"with dataset.exclude={result.exclude}",
-        soft_wrap=True,
-    )
+    if 2 * count > judged:
+        console.print(
+            "if most labels look wrong, the models have learnt too little to judge them: audit "
+            "with another model or more train.epochs",
+            soft_wrap=True,
+        )
+    elif count:
+        console.print(
+            f"look at {result.page}, delete from {result.exclude} what is right after all, then "
+            f"train with dataset.exclude={result.exclude}",
+            soft_wrap=True,
+        )
     print(
         f"likely_wrong={count} page={result.page} output={result.output} exclude={result.exclude}",
         flush=True,
