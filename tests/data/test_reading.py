@@ -225,3 +225,10 @@ def test_a_file_of_several_arrays_is_refused_with_the_way_to_save_one(tmp_path: 
     np.savez(tmp_path / "data.npz", x_test=np.zeros((2, 3, 3), np.uint8))
     with pytest.raises(RequestError, match=r"holds several arrays; save one of them: numpy\.save"):
         find_images(str(tmp_path / "data.npz"))
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "labels.JSONL"])
+def test_a_list_is_not_taken_for_a_picture_that_cannot_be_read(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("path,label\na.png,cat\n")
+    with pytest.raises(RequestError, match="lists are not read; name the folder of the pictures"):
+        find_images(str(tmp_path / name))
