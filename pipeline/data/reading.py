@@ -22,6 +22,7 @@ from PIL import UnidentifiedImageError
 from pipeline.data.archives import is_in_archive
 from pipeline.data.cache import let_go
 from pipeline.data.files import FoundFiles, Unreadable, find_files, is_array, open_array
+from pipeline.data.label_lists import ENDINGS as LISTS
 from pipeline.data.label_lists import PARQUET
 from pipeline.data.listing import unlabelled
 from pipeline.data.pictures import PAD, as_stack, fitted_pixels, load_picture, require_room
@@ -64,8 +65,10 @@ def find_images(images: str, *, path_column: str | None = None) -> tuple[FoundFi
     `path_column` is that of the data set that the model was trained on, if it is known.
 
     Raises:
-        RequestError: there are none, or the archive is refused.
+        RequestError: there are none, they are a list, or the archive is refused.
     """
+    if images.lower().endswith(LISTS) and not images.lower().endswith(PARQUET):
+        raise RequestError(f"images={images}: lists are not read; name the folder of the pictures")
     if not (images.lower().endswith(PARQUET) or is_in_archive(images)):
         return find_files(images), nullcontext
     listing = unlabelled(images, key="images", path_column=path_column)

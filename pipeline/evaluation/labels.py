@@ -60,6 +60,15 @@ class LabelAudit:
         return [(*pair, count) for pair, count in sorted(counts.items(), key=lambda p: (-p[1], p))]
 
     @property
+    def doubted(self) -> list[int]:
+        """The classes of which more than half of the judged labels are likely wrong."""
+        classes = self.probabilities.shape[1]
+        wrong, judged = (
+            np.bincount(self.labels[some], minlength=classes) for some in (self.wrong, self.judged)
+        )
+        return np.flatnonzero(2 * wrong > judged).tolist()
+
+    @property
     def accuracy(self) -> float:
         """The share of the judged images whose given class is the most probable one."""
         return float((self.proposed == self.labels)[self.judged].mean())

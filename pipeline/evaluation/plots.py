@@ -37,6 +37,7 @@ sklearn = lazy_loader.load("sklearn")
 _TRAIN, VALIDATION = "#1f77b4", "#d95f02"
 _MISTAKES = 5  # rows, and columns, of the grid
 _LONGEST = 36  # characters of a class's name; longer ones are cut
+_CAPTION = 18  # characters of one above a mistake, with its confidence, beside the next mistake
 _SHORT = 10  # characters of a class's name for which a matrix has room
 _LETTER = 0.09  # inches for each further one
 
@@ -195,7 +196,7 @@ def mistakes(predictions: Predictions) -> Figure:
     axes = fig.subplots()  # one for all images: 25 axes would take five times as long
     axes.set(xlim=(0, _MISTAKES), ylim=(_MISTAKES, 0), aspect="equal")
     axes.set_axis_off()
-    names = _names(predictions)
+    names = _names(predictions, _CAPTION)
     inverted = is_shown_inverted(predictions.split, predictions.index)
     grey = "gray_r" if inverted else "gray"
     for position, index in enumerate(chosen):
@@ -243,9 +244,9 @@ def empty_figure(width: float, height: float, margins: Mapping[str, float] | Non
     return fig
 
 
-def cut(name: str) -> str:
+def cut(name: str, longest: int = _LONGEST) -> str:
     """A name with its end cut off if it is too long to stand beside a plot."""
-    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"
 
 
 def without_markup(text: str) -> str:
@@ -253,9 +254,9 @@ def without_markup(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _names(predictions: Predictions) -> list[str]:
+def _names(predictions: Predictions, longest: int = _LONGEST) -> list[str]:
     """The class names as texts for matplotlib, none too long."""
-    return [without_markup(cut(name)) for name in predictions.class_names]
+    return [without_markup(cut(name, longest)) for name in predictions.class_names]
 
 
 def _picture(

@@ -12,14 +12,16 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, ConsoleRenderable
     from rich.progress import Progress
+    from rich.table import Table
 
 JOINERS = "\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}"
 FILE_COLUMNS = 200  # of a file or pipe: wide enough that no cell wraps
+_WORD = 12  # columns of a terminal for a table's column of words; longer ones are broken
 
 _led = threading.Lock()  # held while stderr is led elsewhere, or back
 _places: list[int] = []  # the terminal, and where stderr is led in its place, the latest last
@@ -154,6 +156,10 @@ def standard_output() -> Console:
     from rich.console import Console
 
     class Output(Console):
+        def print(self, *objects: Any, **options: Any) -> None:
+            """Prints as rich does, and tables so that narrow terminals lose nothing of them."""
+            super().print(*(_fitted(one, self) for one in objects), **options)
+
         def on_broken_pipe(self) -> None:
             """Passes the BrokenPipeError on to the command, where rich would exit with 1."""
             raise  # noqa: PLE0704, called where rich has caught it
@@ -162,6 +168,39 @@ def standard_output() -> Console:
     if not on_terminal(console) and "COLUMNS" not in os.environ:
         console.width = FILE_COLUMNS
     return console
+
+
+def _fitted(shown: Any, console: Console) -> Any:
+    """A table with all its text: row by row, a line per cell, if the terminal is too narrow."""
+    from rich.table import Table
+
+    if not isinstance(shown, Table):
+        return shown
+    for column in shown.columns:
+        column.overflow = "fold"
+    words = (
+        max(console.measure(cell).minimum for cell in (column.header, *column.cells))
+        for column in shown.columns
+    )
+    narrowest = 1 + sum(3 + min(_WORD, word) for word in words)
+    return shown if narrowest <= console.width else _row_by_row(shown)
+
+
+def _row_by_row(table: Table) -> ConsoleRenderable:
+    """A line per cell, with its heading; cells without text are left out."""
+    from rich.console import Group
+    from rich.text import Text
+
+    headings = [f"{column.header}: " if column.header else "" for column in table.columns]
+    rows = []
+    for row in zip(*(column.cells for column in table.columns), strict=True):
+        cells = [
+            Text.assemble(heading, cell)
+            for heading, cell in zip(headings, row, strict=True)
+            if str(cell)
+        ]
+        rows.append(Text("\n").join([*cells, Text()]))
+    return Group(*(part for part in (table.title, *rows, table.caption) if part))
 
 
 @contextmanager

@@ -234,3 +234,10 @@ def test_as_many_threads_read_as_there_are_cores_for_the_process() -> None:
     code += "from pipeline.data.reading import THREADS; print(THREADS)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "1\n"
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "labels.JSONL"])
+def test_a_list_is_not_taken_for_a_picture_that_cannot_be_read(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("path,label\na.png,cat\n")
+    with pytest.raises(RequestError, match="lists are not read; name the folder of the pictures"):
+        find_images(str(tmp_path / name))

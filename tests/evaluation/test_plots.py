@@ -260,6 +260,16 @@ def test_a_mistake_of_nearly_full_confidence_is_not_shown_as_one_of_full() -> No
     assert titles(figure) == ["cat >99.9%\nis dog"]
 
 
+def test_long_names_above_a_mistake_do_not_run_into_the_next_one() -> None:
+    names = ("Symphyotrichum novae-angliae", "Symphyotrichum novi-belgii")
+    figure = plots.mistakes(predictions([[0, 1]] * 25, [0] * 25, names=names))
+
+    figure.draw_without_rendering()
+    [axes] = figure.axes
+    column = axes.get_window_extent().width / 5
+    assert max(text.get_window_extent().width for text in axes.texts) < column
+
+
 def test_no_more_than_25_mistakes_are_shown() -> None:
     figure = plots.mistakes(predictions([[1, 0]] * 30, [1] * 30))
     assert figure.get_suptitle() == "The 25 most confident of 30 mistakes"

@@ -55,14 +55,16 @@ def with_features(predictions: Predictions) -> Explained:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Reports as files: of few classes with hostile names, of a hundred, and of a long name."""
+    """Reports as files: of classes with hostile names, of a hundred, a long name, few images."""
     folder = tmp_path_factory.mktemp("report")
     config = configured("dataset=digits")
     many = tuple(f"a class of number {number}" for number in range(100))
     long = ("a" * 180, "b", "c")
-    for name, names in (("few", HOSTILE), ("many", many), ("long", long)):
-        found = some_predictions(names, 400)
-        explained = with_features(found) if name == "long" else None
+    lone = ("rare", "Symphyotrichum novae-angliae", "никогда")
+    texts = (("few", HOSTILE, 400), ("many", many, 400), ("long", long, 400), ("lone", lone, 4))
+    for name, names, images in texts:
+        found = some_predictions(names, images)
+        explained = with_features(found) if name in ("long", "lone") else None
         text = run_html(template("report.html"), facts(), config, {"test": found}, explained)
         (folder / f"{name}.html").write_text(text, encoding="utf-8")
     return folder
@@ -202,6 +204,30 @@ def test_on_paper_nothing_is_wider_than_the_sheet(
     page.emulate_media(media="print")
     page.goto((folder / f"{name}.html").as_uri())
     assert page.evaluate("document.documentElement.scrollWidth") == 703
+
+
+@pytest.mark.parametrize("name", ["long", "lone"])
+def test_names_among_the_features_are_whole_and_hide_no_image_of_their_own(
+    name: str, context: BrowserContext, folder: Path
+) -> None:
+    page = context.new_page()
+    page.goto((folder / f"{name}.html").as_uri())
+    plot = page.locator(".scatter").bounding_box()
+    assert plot
+    names = [box for text in page.locator(".scatter text").all() if (box := text.bounding_box())]
+    assert names
+    for box in names:
+        assert plot["x"] <= box["x"]
+        assert box["x"] + box["width"] <= plot["x"] + plot["width"]
+        assert plot["y"] <= box["y"]
+    if name == "lone":
+        hidden = """texts => [...document.querySelectorAll(".scatter circle")].filter(circle => {
+            const at = circle.getBoundingClientRect();
+            const x = at.x + at.width / 2, y = at.y + at.height / 2;
+            return texts.some(box => box.x < x && x < box.x + box.width
+                && box.y < y && y < box.y + box.height);
+        }).length"""
+        assert page.evaluate(hidden, names) == 0
 
 
 def test_without_javascript_all_but_the_cells_is_there(browser: Browser, folder: Path) -> None:

@@ -11,6 +11,8 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.table import Table
+from rich.text import Text
 
 from pipeline.system.terminal import (
     FILE_COLUMNS,
@@ -74,6 +76,41 @@ def test_a_file_is_no_terminal_whatever_colours_ci_asks_for(
     monkeypatch.setattr(sys, "stdout", StringIO())
     monkeypatch.delenv("COLUMNS", raising=False)
     assert standard_output().width == FILE_COLUMNS
+
+
+def ledger() -> Table:
+    table = Table("when", "decision", "version", "run", "why", title="ledger", caption="version 2")
+    table.add_row("2026-11-28 22:36:51", Text("promoted"), "1 → 2", "613b18f8", "it is better")
+    table.add_row("2026-11-28 22:44:21", Text("refused"), "", "c32845a1", "[accuracy] below 0.85")
+    return table
+
+
+def test_a_table_that_is_wider_than_the_terminal_is_shown_row_by_row(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    standard_output().print(ledger())
+    assert capsys.readouterr().out.split("\n") == [
+        "ledger",
+        *("when: 2026-11-28 22:36:51", "decision: promoted", "version: 1 → 2", "run: 613b18f8"),
+        *("why: it is better", ""),
+        *("when: 2026-11-28 22:44:21", "decision: refused", "run: c32845a1"),
+        *("why: [accuracy] below 0.85", ""),
+        *("version 2", ""),
+    ]
+
+
+def test_a_table_loses_no_text_where_it_fits_by_breaking_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    table = Table("area", "found")
+    table.add_row("python", "/home/somebody/projects/pictures/.venv/bin/python")
+    standard_output().print(table)
+    told = capsys.readouterr().out
+    assert "│" in told
+    assert "…" not in told
+    assert max(map(len, told.splitlines())) <= 40
 
 
 @pytest.mark.parametrize("first", [0, 1])

@@ -26,7 +26,7 @@ from pipeline.data.values import Array, Prepared, RawData
 from pipeline.evaluation.labels import LabelAudit, audited_labels
 from pipeline.reports.audit_page import Doubt, audit_html
 from pipeline.reports.template import template
-from pipeline.system.errors import RequestError, counted, in_percent
+from pipeline.system.errors import RequestError, counted, first_of, in_percent
 from pipeline.system.files import replace_text, require_others, user_path
 from pipeline.system.folders import require_writable
 from pipeline.system.tables import csv_text
@@ -154,11 +154,19 @@ def show(result: Audited, request: Audit) -> None:
         )
     if result.kept:
         console.print(f"the list that was there is now {result.kept}", soft_wrap=True)
-    console.print(
-        f"look at {result.page}, delete from {result.exclude} what is right after all, then train "
-        f"with dataset.exclude={result.exclude}",
-        soft_wrap=True,
-    )
+    if doubted := [names[label] for label in verdict.doubted]:
+        console.print(
+            f"most labels of {first_of(doubted, PRINTED, printable)} look wrong; unless they are, "
+            "the models have learnt too little of them to judge: audit with another model or more "
+            "train.epochs",
+            soft_wrap=True,
+        )
+    if count:
+        console.print(
+            f"look at {result.page}, delete from {result.exclude} what is right after all, then "
+            f"train with dataset.exclude={result.exclude}",
+            soft_wrap=True,
+        )
     print(
         f"likely_wrong={count} page={result.page} output={result.output} exclude={result.exclude}",
         flush=True,

@@ -53,7 +53,7 @@ def check_versions(root: Path = lineage.ROOT) -> Iterator[Finding]:
     if is_checkout(root):
         asked = tomllib.loads((root / "pyproject.toml").read_text())["project"]["requires-python"]
         wanted, named = (root / "requirements.lock").read_text(), "requirements.lock pins them"
-        mend, other_python = SET_UP, "make setup PYTHON=python3.12"
+        mend, other_python = _set_up(root), "make setup PYTHON=python3.12"
     else:
         asked = metadata(lineage.PACKAGE)["Requires-Python"]
         wanted = "\n".join(requires(lineage.PACKAGE) or ())
@@ -70,6 +70,15 @@ def check_versions(root: Path = lineage.ROOT) -> Iterator[Finding]:
 def is_checkout(root: Path) -> bool:
     """Whether `make` can set up the environment; else the package is installed."""
     return (root / "requirements.lock").exists()
+
+
+def _set_up(root: Path) -> str:
+    """How to make `.venv` anew; the environment of another folder, which a link leads to, stays."""
+    venv = root / ".venv"
+    made = venv / ".ready"  # says for which folder
+    if venv.is_symlink() and made.is_file() and f", for {root.resolve()}\n" not in made.read_text():
+        return "rm .venv && make setup"
+    return SET_UP
 
 
 def libraries(
@@ -162,11 +171,13 @@ def tensorflow(
     probe: subprocess.Popen[str], seconds: float = PROBE_S, root: Path = lineage.ROOT
 ) -> Iterator[Finding]:
     """Reports whether TensorFlow could be imported, and the GPUs that it sees."""
-    anew = SET_UP if is_checkout(root) else _tensorflow_anew()
+    anew = _set_up(root) if is_checkout(root) else _tensorflow_anew()
     try:
         out, err = probe.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        yield problem("tensorflow", f"its import took more than {seconds:g} s", anew)
+        says = f"its import took more than {seconds:g} s"
+        mend = f"end other programs and try again; if that does not help: {anew}"
+        yield problem("tensorflow", says, mend)
         return
     if probe.returncode:
         told = [line for line in err.splitlines() if line.strip()] or [""]

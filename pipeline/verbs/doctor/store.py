@@ -133,6 +133,8 @@ def _sqlite(address: str) -> Store:
         mend = f"mkdir -p {shlex.quote(str(path.parent))}, {_ELSEWHERE}"
         return _broken(address, f"no folder {path.parent}", mend)
     word = shlex.quote(str(path))
+    if path.is_dir():  # Docker makes one where a file that is mounted is missing
+        return _broken(address, "is a folder, not a file", f"rmdir {word}, {_ELSEWHERE}")
     # Opened in a mode that does not create it if it has just been deleted.
     url = url.set(database=path.absolute().as_uri(), query={"mode": "rw", "uri": "true"})
     engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args={"timeout": BUSY_S})

@@ -20,7 +20,7 @@ from pipeline.data.pictures import MODES
 from pipeline.data.polarity import to_invert, with_inverted
 from pipeline.data.reading import Block, Opener, find_images, read_blocks
 from pipeline.data.values import Array, images_at_once
-from pipeline.system.errors import PipelineError, RequestError, counted
+from pipeline.system.errors import PipelineError, RequestError, counted, in_percent
 from pipeline.system.files import replacing, require_others, user_path
 from pipeline.system.folders import require_writable
 from pipeline.system.terminal import (
@@ -243,9 +243,10 @@ def _progress(
 ) -> Iterator[Callable[[Block], None]]:
     """Shows a bar on a terminal and a line per unreadable file; adds these files to `skipped`."""
     console = plain_console(stderr)
-    bar = progress_bar(console, after="{task.percentage:>3.0f} %  {task.fields[images]:,} images")
-    with bar:
-        task, images = bar.add_task("", total=len(found.files), images=0), 0
+    after = "{task.fields[percent]:>3} %  {task.fields[images]:,} images"
+    with progress_bar(console, after=after) as bar:
+        total, done, images = len(found.files), 0.0, 0
+        task = bar.add_task("", total=total, percent="0", images=0)
 
         def skip(unreadable: tuple[Unreadable, ...]) -> None:
             for one in unreadable:
@@ -254,9 +255,10 @@ def _progress(
             skipped.extend(unreadable)
 
         def listener(block: Block) -> None:
-            nonlocal images
-            images += len(block)
-            bar.update(task, advance=block.files_done, images=images)
+            nonlocal done, images
+            done, images = done + block.files_done, images + len(block)
+            percent = in_percent(done / total, 0)
+            bar.update(task, completed=done, percent=percent, images=images)
             skip(block.unreadable)
 
         if found.rest:

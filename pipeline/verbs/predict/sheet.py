@@ -144,7 +144,7 @@ class Sheet:
                 HEADER + GAP + position // columns * step[1],
             )
             _draw(page, original, cell.seen, corner)
-            _caption(pen, cell, (corner[0], corner[1] + TILE + 6), fonts)
+            _caption(pen, cell, (corner[0], corner[1] + TILE + 6), width, fonts)
             if maps:
                 _draw_map(
                     page, cell.seen, maps.maps[position], (corner[0] + TILE + INNER, corner[1])
@@ -168,20 +168,22 @@ def _draw_map(page: Picture, seen: Array, heat: Array, corner: tuple[int, int]) 
 
 
 def _caption(
-    pen: ImageDraw.ImageDraw, cell: Thumbnail, corner: tuple[int, int], fonts: Fonts
+    pen: ImageDraw.ImageDraw, cell: Thumbnail, corner: tuple[int, int], width: int, fonts: Fonts
 ) -> None:
     left, top = corner
     colour = _UNSURE if cell.probability < UNSURE_BELOW else ACCENT
-    filled = max(1, round(TILE * cell.probability))
-    pen.rectangle((left, top, left + TILE - 1, top + 4), TRACK)
+    filled = max(1, round(width * cell.probability))
+    pen.rectangle((left, top, left + width - 1, top + 4), TRACK)
     pen.rectangle((left, top, left + filled - 1, top + 4), colour)
     share = percent(cell.probability, 0)
-    width = pen.textlength(share, fonts.share)
-    pen.text((left + TILE - width, top + 10), share, colour, fonts.share)
-    label = _short(pen, cell.label, TILE - width - 8, fonts.label)
+    taken = pen.textlength(share, fonts.share)
+    pen.text((left + width - taken, top + 10), share, colour, fonts.share)
+    label = _short(pen, cell.label, width - taken - 8, fonts.label)
     pen.text((left, top + 10), label, INK, fonts.label)
-    name = printable(Path(cell.file.name)) + ("" if cell.index is None else f" [{cell.index}]")
-    pen.text((left, top + 33), _short(pen, name, TILE, fonts.name), FAINT, fonts.name)
+    # The end of a path tells more than its beginning: files of several folders share names.
+    name = printable(cell.file) + ("" if cell.index is None else f" [{cell.index}]")
+    name = _short(pen, name[::-1], width, fonts.name)[::-1]
+    pen.text((left, top + 33), name, FAINT, fonts.name)
 
 
 def _original(cell: Thumbnail, shape: Shape, opener: Opener) -> Picture:

@@ -19,7 +19,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from pipeline.verbs.serve.bodies import BAD_REQUEST, SMALL, TOO_LARGE, Refused
+from pipeline.verbs.serve.bodies import BAD_REQUEST, SMALL, TOO_LARGE, WRONG_KIND, Refused
 
 BODIES = 64_000_000  # bytes of large bodies that are kept at once, over all requests
 WORKERS = 8  # requests that are read and answered in threads at once
@@ -209,8 +209,12 @@ async def body_of(request: Request, room: Room, most: int) -> AsyncIterator[byte
     small.
 
     Raises:
-        Refused: it is larger, does not arrive in time, or finds too little room.
+        Refused: it is compressed, larger, does not arrive in time, or finds too little room.
     """
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        reason = f"the body is encoded as {encoding}; send it as it is, without Content-Encoding"
+        raise Refused(WRONG_KIND, reason)
     body, parts = bytearray(), request.stream()
     loop = asyncio.get_running_loop()
     until = loop.time() + BODY_S

@@ -73,15 +73,16 @@ def test_swapped_labels_of_arrays_are_listed_by_split_and_index(
     assert not (folder / "mlflow.db").exists(), "it records no run"
 
 
-def test_nearly_all_labels_are_not_said_to_be_all(capsys: pytest.CaptureFixture[str]) -> None:
+def shown(wrong: int, capsys: pytest.CaptureFixture[str]) -> str:
+    """What an audit says that finds so many of 30,000 labels wrong."""
     labels = np.zeros(30_000, np.int32)
     probabilities = np.eye(2, dtype=np.float32)[labels]
-    probabilities[0] = probabilities[0, ::-1]
+    probabilities[:wrong] = probabilities[:wrong, ::-1]
     verdict = LabelAudit(
         labels=labels,
         probabilities=probabilities,
         judged=np.ones(len(labels), bool),
-        wrong=np.arange(len(labels)) == 0,
+        wrong=np.arange(len(labels)) < wrong,
         quality=np.ones(len(labels), np.float32),
     )
     files = dict.fromkeys(("page", "output", "exclude"), Path("a"))
@@ -90,9 +91,28 @@ def test_nearly_all_labels_are_not_said_to_be_all(capsys: pytest.CaptureFixture[
         verdict=verdict, addresses=(), class_names=names, fold=labels, before=(), **files
     )
     command.show(result, Audit())
-    said = capsys.readouterr().out
+    return capsys.readouterr().out
+
+
+def test_nearly_all_labels_are_not_said_to_be_all(capsys: pytest.CaptureFixture[str]) -> None:
+    said = shown(1, capsys)
     assert "1 of 30,000 labels are likely wrong (<0.01%)" in said
     assert "agree with >99.99% of the labels" in said
+    assert "then train with dataset.exclude=a" in said
+
+
+def test_where_no_label_looks_wrong_nothing_is_to_be_left_out(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert "dataset.exclude" not in shown(0, capsys)
+
+
+def test_models_that_take_most_labels_of_a_class_for_wrong_may_know_too_little_of_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said = shown(20_000, capsys)
+    assert "most labels of cat look wrong; unless they are, the models have learnt too" in said
+    assert "the models have learnt too" not in shown(10_000, capsys)
 
 
 @pytest.mark.slow

@@ -112,7 +112,25 @@ def test_a_tensorflow_that_never_comes_back_is_a_problem_and_leaves_no_process()
     with checks.probing(("-c", "import time; time.sleep(600)")) as probe:
         found = one(checks.tensorflow(probe, seconds=0.1))
     assert (found.state, "its import took more than 0.1 s" in found.says) == ("problem", True)
+    assert str(found.mend).startswith("end other programs and try again")  # a busy machine is slow
     assert probe.returncode is not None
+
+
+@pytest.mark.parametrize(
+    ("made_for", "mend"),
+    [("here", "rm -rf .venv/bin && make setup"), ("other", "rm .venv && make setup")],
+)
+def test_the_environment_of_another_folder_that_a_link_leads_to_is_never_deleted(
+    made_for: str, mend: str, tmp_path: Path
+) -> None:
+    here, disk = tmp_path / "here", tmp_path / "disk"
+    for folder in (here, disk):
+        folder.mkdir()
+    (here / "requirements.lock").touch()
+    (here / ".venv").symlink_to(disk)
+    (disk / ".ready").write_text(f"/usr/bin/python3\nis 3.11.7, for {tmp_path / made_for}\n")
+    with checks.probing(("-c", "raise ImportError")) as probe:
+        assert one(checks.tensorflow(probe, root=here)).mend == mend
 
 
 @pytest.mark.parametrize(

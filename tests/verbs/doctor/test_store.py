@@ -108,6 +108,11 @@ def test_a_file_that_is_no_database_is_a_problem(tmp_path: Path) -> None:
     assert_broken(looked(tmp_path / "mlflow.db"), "damaged: file is not a database")
 
 
+def test_a_folder_in_the_place_of_the_database_is_not_called_a_damaged_one(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").mkdir()
+    assert_broken(looked(tmp_path / "mlflow.db"), "is a folder, not a file", "rmdir ")
+
+
 def test_a_damaged_database_is_a_problem(database: Path) -> None:
     size = database.stat().st_size
     with database.open("r+b") as file:

@@ -25,7 +25,7 @@ from pipeline.tracking.client import connect
 from pipeline.tracking.models import LoadedModel
 from pipeline.verbs.predict import command as module
 from pipeline.verbs.predict.command import classifier
-from tests.commands import QUICK, carried_out, inside, pipeline, results
+from tests.commands import QUICK, Terminal, carried_out, inside, pipeline, results
 from tests.pictures import blank_png
 from tests.stress.matrix import matrix
 
@@ -243,6 +243,24 @@ def test_an_interrupted_run_leaves_no_half_file(
         asked(folder, output=output, batch_size="3")
     assert [path.name for path in folder.iterdir() if output[0] == path.stem[-1:]] == []
     assert [path for path in folder.iterdir() if "partial" in path.name] == []
+
+
+def test_a_bar_is_not_at_its_end_before_the_last_images(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(folder / "photos/a.npy", np.zeros((1000, 4, 4), np.uint8))
+
+    def interrupted(model: LoadedModel, invert: str) -> Callable[[Block], object]:
+        def classify(block: Block) -> object:
+            raise KeyboardInterrupt
+
+        return classify
+
+    monkeypatch.setattr(module, "classifier", interrupted)
+    monkeypatch.setattr("sys.stderr", shown := Terminal())
+    with pytest.raises(KeyboardInterrupt):
+        asked(folder, batch_size="499")
+    assert ">99 %  998 images" in shown.getvalue()
 
 
 def test_a_page_of_the_images_is_drawn_where_it_is_asked_for(folder: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from zipfile import ZipFile
 
 import numpy as np
@@ -110,6 +111,33 @@ def test_names_of_several_lines_and_files_that_are_gone_cost_no_sheet(tmp_path: 
     sheet.add(predicted, np.full((1, *SHAPE), 120, np.uint8))
     page = drawn(sheet, tmp_path)
     assert page.getpixel((GAP + 20, HEADER + GAP + 20)) == (120, 120, 120)
+
+
+def captions(sheet: Sheet, width: int) -> list[bytes]:
+    """What stands below each image of the first row, where it is `width` pixels wide."""
+    page = sheet.draw([Image.new("RGB", (TILE, TILE))] * len(sheet.cells), read_fonts())
+    top, step = HEADER + GAP + TILE + 6, width + GAP
+    lefts = [GAP + step * number for number in range(len(sheet.cells))]
+    return [page.crop((left, top, left + width, top + 50)).tobytes() for left in lefts]
+
+
+def test_files_of_the_same_name_in_several_folders_can_be_told_apart() -> None:
+    sheet = sheet_of(np.zeros((3, *SHAPE), np.uint8), Path("a.png"), inverted=False)
+    long = "photographs of a long summer"
+    for number, folder in enumerate(("cat", "dog", "cat")):
+        file = Path(long, folder, "1.png")
+        sheet.cells[number] = replace(sheet.cells[number], file=file)
+    first, second, third = captions(sheet, TILE)
+    assert first == third
+    assert first != second
+
+
+def test_a_name_may_be_as_wide_as_the_image_and_its_map() -> None:
+    explained = SimpleNamespace(maps=np.zeros((1, 4, 4), np.float32), method="occlusion")
+    sheet = sheet_of(np.zeros((1, *SHAPE), np.uint8), Path("a.png"), inverted=False)
+    sheet = replace(sheet, explain=lambda images, classes: explained)
+    other = replace(sheet, cells=[replace(sheet.cells[0], label="a class with a name that no one")])
+    assert captions(sheet, 2 * TILE) != captions(other, 2 * TILE)
 
 
 def test_what_the_model_saw_keeps_its_aspect_ratio(tmp_path: Path) -> None:

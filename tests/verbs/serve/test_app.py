@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import logging
@@ -228,6 +229,19 @@ def test_another_content_type_is_refused_with_the_right_one(kind: str, address: 
     body = json.dumps({"inputs": [image(1)]}).encode()
     reason = refused(ask(address, body, **{"Content-Type": kind}), 415)
     assert "'Content-Type: application/json'" in reason
+
+
+def test_a_compressed_body_is_refused_as_such(address: str) -> None:
+    for answer in (
+        ask(address, gzip.compress(b"{}"), **{"Content-Encoding": "gzip"}),
+        requests.post(
+            f"{address}/predict",
+            data=gzip.compress(picture(1)),
+            headers={"Content-Type": "image/png", "Content-Encoding": "gzip"},
+            timeout=20,
+        ),
+    ):
+        assert "encoded as gzip; send it as it is" in refused(answer, 415)
 
 
 def test_a_content_type_with_a_charset_is_json_all_the_same(address: str) -> None:
