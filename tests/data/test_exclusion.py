@@ -156,6 +156,17 @@ def test_an_empty_list_excludes_nothing(photos: Path, tmp_path: Path) -> None:
     assert synthetic(tmp_path, exclude=listed(tmp_path)).fingerprint == everything.fingerprint
 
 
+@pytest.mark.parametrize("line", ["cat/001.png", "train,3"])
+def test_a_list_of_one_line_without_a_header_is_refused(
+    line: str, photos: Path, tmp_path: Path
+) -> None:
+    exclude = listed(tmp_path, head=line)
+    with pytest.raises(RequestError, match="which is its header; write one above it:"):
+        read(photos, tmp_path, exclude=exclude)
+    with pytest.raises(RequestError, match="which is its header; write one above it:"):
+        synthetic(tmp_path, exclude=exclude)
+
+
 def test_how_many_are_left_out_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         synthetic(tmp_path, exclude=listed(tmp_path, "train,7", head="split,index"))
