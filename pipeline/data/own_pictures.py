@@ -51,7 +51,8 @@ class Division:
 class Remarks:
     """What was found where pictures lie; other remarks make no other data set.
 
-    `notes`, `left_out` and `warnings` are those of the `Listing`, the layout before the notes.
+    `notes`, `left_out` and `warnings` are those of the `Listing`, the layout before the notes; what
+    `dataset.exclude` names in vain is warned of, too.
     """
 
     notes: tuple[str, ...]
@@ -88,10 +89,11 @@ class Pictures:
     def remarks(self) -> Remarks:
         """What was found where the pictures lie."""
         listing = self.listing
+        missing = self.exclusion.notes if self.exclusion else ()
         return Remarks(
             notes=(listing.layout, *listing.notes),
             left_out=listing.left_out,
-            warnings=listing.warnings,
+            warnings=(*listing.warnings, *missing),
         )
 
     @property

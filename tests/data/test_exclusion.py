@@ -77,10 +77,13 @@ def test_a_file_may_be_named_as_messages_name_it(tmp_path: Path) -> None:
     assert left.excluded == 1
 
 
-def test_files_that_are_not_there_are_named(photos: Path, tmp_path: Path) -> None:
+def test_files_that_are_not_there_are_named(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     left = read(photos, tmp_path, exclude=listed(tmp_path, "cat/001.png", "cat/gone.png"))
     told = "1 of the 2 files that dataset.exclude names are not there: cat/gone.png"
     assert told in lines(describe(left))
+    assert told in caplog.messages, "also in a run"
     with pytest.raises(RequestError, match=r"gone\.png; files are named as in cat/"):
         read(photos, tmp_path, exclude=listed(tmp_path, "cat/gone.png"))
 
