@@ -304,7 +304,8 @@ def _assigned(
             raise RequestError(_untestable(settings.group, has_similar=has_similar))
         if held.lacking:
             lacking = ", ".join(names[label] for label in held.lacking)
-            notes.append(f"not in the test split, since their pictures are one group: {lacking}")
+            why = "a class would be left without pictures to train with"
+            notes.append(f"not in the test split, since {why}: {lacking}")
     if unlearnt := sorted({*range(len(names))} - {*labels[splits == 0].tolist()}):
         shown = ", ".join(names[label] for label in unlearnt)
         notes.append(f"not in the training split, so a model cannot learn them: {shown}")
@@ -317,12 +318,12 @@ def _assigned(
 def _untestable(group: str | None, *, has_similar: bool) -> str:
     """Says why there is no picture to test on."""
     key = "dataset.path" if group is None else f"dataset.group={group}"
-    why = "those of each class are one group"
+    why = "every group has the only pictures of a class; each class must be in two groups at least"
     if group is None:
         alike = ", or copies of one and pictures like it" if has_similar else ", or copies of one"
-        why = f"each class has only one{alike}"
+        why = f"each class has only one{alike}; there must be two at least"
     mend = "; dataset.near_duplicates=null divides similar ones" if has_similar else ""
-    return f"{key}: no picture is left to test on, since {why}; there must be two at least{mend}"
+    return f"{key}: no picture is left to test on, since {why}{mend}"
 
 
 def _across(groups: Array, splits: Array) -> int:
