@@ -70,9 +70,9 @@ TOLD, MANY = 3, 10  # examples and names in a message
 SOME = 10  # pictures that may each have a label of their own
 _FREE = ("", "train")  # splits of the pictures that a model learns from
 # `train-00000-of-00002.parquet`, also with a hash of 16 digits before the ending;
-# `train/0000.parquet`, `train/part-00000-….parquet`
+# `train/0000.parquet`, `train/part-00000-….parquet` (Spark), `train/part.0.parquet` (Dask)
 _PART = re.compile(
-    r"(.*?)(?:-\d+-of-\d+(?:-[0-9a-f]{16})?|(?<=/)\d+|(?:(?<=/)|^)part-\d+\b.*)\.(?:parquet|pq)"
+    r"(.*?)(?:-\d+-of-\d+(?:-[0-9a-f]{16})?|(?:(?<=/)|^)(?:\d+|part[-.]\d+\b.*))\.(?:parquet|pq)"
 )
 
 
