@@ -8,6 +8,7 @@ import re
 import select
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -48,6 +49,7 @@ from pipeline.libraries import UNSUPPORTED, configure_libraries
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.secrets import hide, learn, learn_environment
 from pipeline.system.terminal import (
+    as_line,
     as_lines,
     leave_terminal,
     native_messages_to,
@@ -103,7 +105,7 @@ def main() -> int:
             signal.signal(number, _stop)
     tell_unwritable_logs()
     learn_environment()
-    learn(sys.argv[1:])
+    learn(typed := sys.argv[1:])
     show_traceback = os.environ.get("HYDRA_FULL_ERROR", "0") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra pass its errors on, to be explained here
     try:
@@ -135,10 +137,18 @@ def main() -> int:
             print(f"stopped by {stopped_by[0].name}; {kept}", file=sys.stderr)
             return 128 + stopped_by[0]
         told = "".join(format_exception(error)) if show_traceback else error_line(error)
-        print(as_lines(hide(told)), file=sys.stderr)
+        print(as_lines(_values_in_line(hide(told), typed)), file=sys.stderr)
         # Errors from outside the work come from composing its configuration or from its folder.
         return error.exit_code if isinstance(error, PipelineError) else RequestError.exit_code
     return 0
+
+
+def _values_in_line(told: str, words: Sequence[str]) -> str:
+    """A message with the values of these words, each of which may have line breaks, in a line."""
+    for value in (word.partition("=")[2].strip("'\" ") for word in words):
+        if "\n" in value.strip():
+            told = told.replace(value, as_line(value))
+    return told
 
 
 def _understood(verb: Verb, words: list[str]) -> tuple[list[str], bool]:

@@ -79,6 +79,10 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
         ["optimizer=adan"],
         ["optimizer=adan: no such choice", "did you mean adam?", "rmsprop, schedule_free, sgd"],
     ),
+    "a path with a line break": (
+        ["dataset=folder", "dataset.path=no\nwhere"],
+        ["dataset.path=no\\nwhere: no such file or folder"],
+    ),
     "an unknown verb": (["rnu"], ["no verb 'rnu'", "run", "evaluate"]),
     "an override without a value": (["run", "seed"], ["cannot read the override 'seed'"]),
     "an unreadable override": (

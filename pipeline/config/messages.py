@@ -108,6 +108,8 @@ def unreadable(error: OverrideParseException) -> str:
         return f"{line}: a list is written {key}=[{value[1:-1]}]"
     if any(value.count(one) != value.count(other) for one, other in ("[]", "{}", "()")):
         return f"{line}: a bracket is left open or closed twice; {_quote(key, value)}"
+    if quotes := re.search(r"[{,]\s*(['\"])([^'\"]*)\1\s*:", value):
+        return f"{line}: keys in {{…}} have no quotes, as in {{{quotes[2]}: …}}"
     if value.endswith(","):
         return f"{line}: it ends in a comma; leave that out: {key}={value.rstrip(', ')}"
     if message.startswith("LexerNoViable") and (place := _place(message, word)) is not None:

@@ -560,8 +560,8 @@ def _require_list(setting: _Setting, one: Override) -> None:
     single = given.list if isinstance(given, ChoiceSweep) else [given]
     if any(isinstance(item, dict) or (item is None and null) for item in single):
         return
-    items = given if isinstance(given, list) else []
-    if any(isinstance(item, str) and " " in item for item in items):
+    only = given[0] if isinstance(given, list) and len(given) == 1 else None
+    if isinstance(only, str) and " " in only:  # among several, it may be the name of a class
         raise RequestError(_a_list(setting))
     if any(isinstance(item, list) for item in single) or "${" in setting.value:
         return

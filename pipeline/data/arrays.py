@@ -167,16 +167,15 @@ def _set_of(sets: Mapping[str, Any], prefix: str | None, path: str) -> str:
     usual = "train-images-idx3-ubyte, train-labels-idx1-ubyte and the same with t10k or test (.gz)"
     if not sets:
         raise RequestError(f"dataset.path={path}: no IDX files there; they are called {usual}")
+    names = ", ".join(sorted(name or "''" for name in sets))
     if prefix is None:
         if len(sets) > 1:
-            names = ", ".join(sorted(name or "''" for name in sets))
             raise RequestError(
                 f"dataset.path={path} has several sets ({names}); choose one: dataset.prefix="
                 f"{max(sets)}"
             )
         return next(iter(sets))
     if (wanted := prefix.rstrip("-_.")) not in sets:
-        names = ", ".join(sorted(sets))
         raise RequestError(f"dataset.prefix={prefix}: there are no such files; there are {names}")
     return wanted
 

@@ -17,13 +17,13 @@ from typing import Annotated, Any, Literal
 
 import lazy_loader as lazy
 import numpy as np
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from pipeline.config.rules import Seed, Share, checked_by, idle, one_of, without_validation
 from pipeline.data.arrays import cifar_parts, from_cifar, from_idx, from_npz, idx_parts, npz_parts
 from pipeline.data.content import determined_by, parameters, stamped
 from pipeline.data.exclusion import Exclude, excluded_files
-from pipeline.data.listing import Classes, listed
+from pipeline.data.listing import Classes, as_texts, listed
 from pipeline.data.own_pictures import Division, Pictures
 from pipeline.data.packing import Packing
 from pipeline.data.pictures import FITS
@@ -205,7 +205,7 @@ def synthetic(  # noqa: PLR0913 (the keys of its file)
     )
 
 
-ClassNames = Annotated[list[str], Field(min_length=2)]
+ClassNames = Annotated[list[str], BeforeValidator(as_texts), Field(min_length=2)]
 
 
 def _of_files(given: Mapping[str, Any]) -> Any:

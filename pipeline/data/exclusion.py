@@ -147,11 +147,19 @@ def without(split: Split, positions: Array) -> Split:
 
 def _read(path: str) -> Table:
     try:
-        return read_table(user_path(path).read_bytes(), path, may_be_empty=True)
+        listed = read_table(user_path(path).read_bytes(), path, may_be_empty=True)
     except OSError as error:
         raise RequestError(f"dataset.exclude={path}: {error.strerror or error}") from error
     except RequestError as error:
         raise RequestError(f"dataset.exclude: {error}") from error
+    known = {*_PATHS, SPLIT_COLUMN, INDEX_COLUMN}
+    if not listed.lines and listed.columns and not known & listed.columns.keys():
+        line = first_of(listed.columns, _NAMED, printable)
+        raise RequestError(
+            f"dataset.exclude={path} has only one line, {line}, which is its header; write one "
+            f"above it: {FILE_COLUMN}, or {SPLIT_COLUMN},{INDEX_COLUMN}"
+        )
+    return listed
 
 
 def _without_columns(path: str, listed: Table, needed: str) -> RequestError:

@@ -180,7 +180,7 @@ def _csv(content: bytes, name: str) -> Table:
             )
     header = [column or f"column {number}" for number, column in enumerate(header, 1)]
     _check_header(header, name)
-    columns = dict(zip(header, zip(*rows, strict=True), strict=True)) if rows else {}
+    columns = {column: [row[place] for row in rows] for place, column in enumerate(header)}
     kind = f"separated by {SEPARATORS.get(separator, repr(separator))}"
     return Table(name=name, kind=kind, columns=columns, others={}, lines=lines)
 

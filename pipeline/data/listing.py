@@ -38,16 +38,16 @@ from pipeline.system.errors import RequestError, counted, joined, some_of
 from pipeline.system.terminal import as_line, printable
 
 
-def _as_texts(value: Any) -> Any:
+def as_texts(value: Any) -> Any:
     """The value with whole numbers as texts, since `3` in a YAML file names the class "3".
 
     Raises:
         ValueError: it holds something that is no name.
     """
     if isinstance(value, Mapping):
-        return {_as_texts(key): _as_texts(one) for key, one in value.items()}
+        return {as_texts(key): as_texts(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_as_texts(one) for one in value]
+        return [as_texts(one) for one in value]
     if isinstance(value, bool | float) or value is None:
         raise ValueError(
             f"{value!r} is no name of a class; quote what YAML reads as something else ('true')"
@@ -56,7 +56,7 @@ def _as_texts(value: Any) -> Any:
 
 
 def _classes(value: Any) -> Any:
-    return None if value is None else _as_texts(value)
+    return None if value is None else as_texts(value)
 
 
 Classes = Annotated[list[str] | dict[str, str | list[str]] | None, BeforeValidator(_classes)]
@@ -70,9 +70,9 @@ TOLD, MANY = 3, 10  # examples and names in a message
 SOME = 10  # pictures that may each have a label of their own
 _FREE = ("", "train")  # splits of the pictures that a model learns from
 # `train-00000-of-00002.parquet`, also with a hash of 16 digits before the ending;
-# `train/0000.parquet`, `train/part-00000-….parquet`
+# `train/0000.parquet`, `train/part-00000-….parquet` (Spark), `train/part.0.parquet` (Dask)
 _PART = re.compile(
-    r"(.*?)(?:-\d+-of-\d+(?:-[0-9a-f]{16})?|(?<=/)\d+|(?:(?<=/)|^)part-\d+\b.*)\.(?:parquet|pq)"
+    r"(.*?)(?:-\d+-of-\d+(?:-[0-9a-f]{16})?|(?:(?<=/)|^)(?:\d+|part[-.]\d+\b.*))\.(?:parquet|pq)"
 )
 
 

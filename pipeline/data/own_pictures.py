@@ -51,7 +51,8 @@ class Division:
 class Remarks:
     """What was found where pictures lie; other remarks make no other data set.
 
-    `notes`, `left_out` and `warnings` are those of the `Listing`, the layout before the notes.
+    `notes`, `left_out` and `warnings` are those of the `Listing`, the layout before the notes; what
+    `dataset.exclude` names in vain is warned of, too.
     """
 
     notes: tuple[str, ...]
@@ -88,10 +89,11 @@ class Pictures:
     def remarks(self) -> Remarks:
         """What was found where the pictures lie."""
         listing = self.listing
+        missing = self.exclusion.notes if self.exclusion else ()
         return Remarks(
             notes=(listing.layout, *listing.notes),
             left_out=listing.left_out,
-            warnings=listing.warnings,
+            warnings=(*listing.warnings, *missing),
         )
 
     @property
@@ -302,7 +304,8 @@ def _assigned(
             raise RequestError(_untestable(settings.group, has_similar=has_similar))
         if held.lacking:
             lacking = ", ".join(names[label] for label in held.lacking)
-            notes.append(f"not in the test split, since their pictures are one group: {lacking}")
+            why = "a class would be left without pictures to train with"
+            notes.append(f"not in the test split, since {why}: {lacking}")
     if unlearnt := sorted({*range(len(names))} - {*labels[splits == 0].tolist()}):
         shown = ", ".join(names[label] for label in unlearnt)
         notes.append(f"not in the training split, so a model cannot learn them: {shown}")
@@ -315,12 +318,12 @@ def _assigned(
 def _untestable(group: str | None, *, has_similar: bool) -> str:
     """Says why there is no picture to test on."""
     key = "dataset.path" if group is None else f"dataset.group={group}"
-    why = "those of each class are one group"
+    why = "every group has the only pictures of a class; each class must be in two groups at least"
     if group is None:
         alike = ", or copies of one and pictures like it" if has_similar else ", or copies of one"
-        why = f"each class has only one{alike}"
+        why = f"each class has only one{alike}; there must be two at least"
     mend = "; dataset.near_duplicates=null divides similar ones" if has_similar else ""
-    return f"{key}: no picture is left to test on, since {why}; there must be two at least{mend}"
+    return f"{key}: no picture is left to test on, since {why}{mend}"
 
 
 def _across(groups: Array, splits: Array) -> int:

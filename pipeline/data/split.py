@@ -79,8 +79,8 @@ def _stratified(raw: RawData, validation_size: CountOrShare, seed: int) -> tuple
 def _require_some(chosen: Array, validation_size: CountOrShare) -> None:
     if not chosen.any():
         raise RequestError(
-            f"preprocess.validation_size={validation_size} is impossible: the training pictures of "
-            "each class are one group; set it to 0"
+            f"preprocess.validation_size={validation_size} is impossible: every group has the last "
+            "training pictures of a class; set it to 0"
         )
 
 

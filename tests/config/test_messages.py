@@ -123,6 +123,7 @@ def test_an_override_that_cannot_be_parsed_is_quoted() -> None:
         ("seed=rnage(1,3)", "there is no function rnage; available: bool, choice"),
         ("model.hidden=(64,32)", "a list is written model.hidden=[64,32]"),
         ("train.epochs=[1", "a bracket is left open or closed twice"),
+        ('dataset.classes={"my cat": cat, dog: dog}', "have no quotes, as in {my cat: …}"),
         ("optimizer.learning_rate=1e-3,", "leave that out: optimizer.learning_rate=1e-3"),
         ("dataset.note=né", "'é' must be quoted; a text is written \"dataset.note='né'\""),
         ("dataset.note=a=b", "a text is written \"dataset.note='a=b'\""),

@@ -354,3 +354,9 @@ def test_a_list_with_spaces_is_told_with_commas(
         code, told, _ = answer([f"model.hidden={value}"], monkeypatch, capfd)
         assert code == 2
         assert "as in model.hidden=[64,32]" in told
+
+
+@pytest.mark.parametrize("names", ["['Ankle boot', Bag]", "[Ankle boot,Bag]", "[10, 9]"])
+def test_names_of_classes_may_have_spaces_and_be_numbers(names: str) -> None:
+    config = compose("dataset=npz", "dataset.path=x.npz", f"dataset.class_names={names}")
+    assert config.dataset["class_names"] in (["Ankle boot", "Bag"], ["10", "9"])

@@ -185,6 +185,12 @@ def test_one_file_of_a_set_is_refused_with_the_folder_to_name(
     assert idx(place).class_names == ("0", "1", "2")
 
 
+def test_a_set_without_a_prefix_is_named_beside_a_wrong_one(tmp_path: Path) -> None:
+    placed(tmp_path, "folder", idx_files("{split}-{what}-ubyte"))
+    told = refusal(lambda: idx(tmp_path, prefix="emnist"), Path("dataset.prefix=emnist"))
+    assert told.endswith("there are no such files; there are ''")
+
+
 def test_a_folder_without_idx_files_is_refused(tmp_path: Path) -> None:
     assert (
         "no IDX files there; they are called train-images-idx3-ubyte, train-labels-idx1"

@@ -99,7 +99,10 @@ def test_shards_of_splits_are_united(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["part-{}-of-00002", "pets-{}-of-00002-4746b8785c874cc7", "part-{}-3f2a.snappy", "default/{}"],
+    [
+        *("part-{}-of-00002", "pets-{}-of-00002-4746b8785c874cc7", "part-{}-3f2a.snappy"),
+        *("part.{}", "default/{}", "{}"),
+    ],
 )
 def test_parts_of_one_list_are_united_without_a_split(tmp_path: Path, name: str) -> None:
     for number in range(2):

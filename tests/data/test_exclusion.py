@@ -77,10 +77,13 @@ def test_a_file_may_be_named_as_messages_name_it(tmp_path: Path) -> None:
     assert left.excluded == 1
 
 
-def test_files_that_are_not_there_are_named(photos: Path, tmp_path: Path) -> None:
+def test_files_that_are_not_there_are_named(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     left = read(photos, tmp_path, exclude=listed(tmp_path, "cat/001.png", "cat/gone.png"))
     told = "1 of the 2 files that dataset.exclude names are not there: cat/gone.png"
     assert told in lines(describe(left))
+    assert told in caplog.messages, "also in a run"
     with pytest.raises(RequestError, match=r"gone\.png; files are named as in cat/"):
         read(photos, tmp_path, exclude=listed(tmp_path, "cat/gone.png"))
 
@@ -154,6 +157,17 @@ def test_an_empty_list_excludes_nothing(photos: Path, tmp_path: Path) -> None:
     assert read(photos, tmp_path, exclude=listed(tmp_path)).fingerprint == whole.fingerprint
     everything = synthetic(tmp_path)
     assert synthetic(tmp_path, exclude=listed(tmp_path)).fingerprint == everything.fingerprint
+
+
+@pytest.mark.parametrize("line", ["cat/001.png", "train,3"])
+def test_a_list_of_one_line_without_a_header_is_refused(
+    line: str, photos: Path, tmp_path: Path
+) -> None:
+    exclude = listed(tmp_path, head=line)
+    with pytest.raises(RequestError, match="which is its header; write one above it:"):
+        read(photos, tmp_path, exclude=exclude)
+    with pytest.raises(RequestError, match="which is its header; write one above it:"):
+        synthetic(tmp_path, exclude=exclude)
 
 
 def test_how_many_are_left_out_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

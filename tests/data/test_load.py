@@ -474,7 +474,7 @@ def test_classes_that_are_one_group_each_have_no_validation_pictures(
         class_folders(tmp_path / "photos" / split)
     raw = read(tmp_path / "photos", tmp_path / "data", group="parent", near_duplicates=None)
     config = of_data({}, "folder", tmp_path, validation_size=size, seed=0)
-    with pytest.raises(RequestError, match="of each class are one group; set it to 0"):
+    with pytest.raises(RequestError, match="every group has the last training pictures of a class"):
         preprocess(raw, config)
 
 

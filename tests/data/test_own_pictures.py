@@ -218,13 +218,24 @@ def test_a_class_of_one_picture_is_trained_on_and_named(tmp_path: Path) -> None:
     put(folder / "rare/1.png", noise(31))
     raw = read(folder, tmp_path / "data")
     assert 2 in raw.train.labels
-    assert "not in the test split, since their pictures are one group: rare" in notes(raw)
+    why = "a class would be left without pictures to train with"
+    assert f"not in the test split, since {why}: rare" in notes(raw)
 
 
 def test_classes_that_are_one_group_each_cannot_be_tested(tmp_path: Path) -> None:
     folder = class_folders(tmp_path / "photos")
     with pytest.raises(RequestError, match=r"dataset.group=parent: no picture is left to test on"):
         read(folder, tmp_path / "data", group="parent")
+
+
+def test_groups_that_each_have_the_only_pictures_of_a_class_cannot_be_tested(
+    tmp_path: Path,
+) -> None:
+    for number, place in enumerate(("a/first", "c/first", "b/second", "c/second")):
+        for index in range(3):
+            put(tmp_path / f"photos/{place}_{index}.png", noise(10 * number + index))
+    with pytest.raises(RequestError, match="every group has the only pictures of a class; each"):
+        read(tmp_path / "photos", tmp_path / "data", group="^([a-z]+)_")
 
 
 def test_classes_of_one_picture_each_cannot_be_tested(tmp_path: Path) -> None:
