@@ -242,9 +242,8 @@ def _rules_of_trusted(group: str, target: str) -> dict[str, Any]:
     if (required := REQUIRED.get(group)) and required not in {one.name for one in keys}:
         raise RequestError(f"{group}._target_: {target} needs the parameter {required} after a *")
     try:
-        rules: dict[str, Any] = {
-            name: (hint, ...) for name, hint in leaf_parameters(builder).items()
-        }
+        hints = leaf_parameters(builder)
+        rules: dict[str, Any] = {one.name: (hints[one.name], ...) for one in keys}
         create_model(group, **rules)
     except Exception as error:
         raise RequestError(f"{group}._target_: {target}: {one_line(error)}") from error
