@@ -385,6 +385,8 @@ def test_from_two_runs_to_a_comparison_and_a_champion(tmp_path: Path) -> None:
         assert (decision.refused, decision.version, decision.run_id) == (False, 1, runs[0].id)
         champion = pipeline.load_champion("digits")
         assert champion.image_shape == (8, 8, 1)
+        told = "LoadedModel(models:/digits@champion: images 8×8×1 → 10 classes)"
+        assert repr(champion) == told
         probs = pipeline.predict(champion, np.zeros((3, 8, 8, 1), np.uint8))
         assert probs.shape == (3, 10)
         assert probs.sum(axis=1) == pytest.approx(1, abs=1e-5)
