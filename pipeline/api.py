@@ -93,7 +93,8 @@ def train(
     """Fits a model, by default a new one, and returns it in the result; records nothing.
 
     A given `model` is compiled anew, with the optimizer and schedule of the configuration and the
-    loss of a run, and goes on from the weights that it has. `folder` receives checkpoints and the
+    loss of a run, and goes on from the weights that it has; `train.scaling`, `train.precision` and
+    layers of an augmentation are what it was built with. `folder` receives checkpoints and the
     TensorBoard log (default: a new one under `outputs/`). After each epoch `listeners` are called
     with its number (from 1) and its metrics.
 
@@ -153,15 +154,16 @@ def predict(
     # A class of the caller's own may have an attribute `model`, too.
     loaded = hasattr(model, "class_names")
     keras_model: Any = getattr(model, "model", model) if loaded else model
-    _imported("pipeline.training.graph").require_one_input(keras_model)
+    graph = _imported("pipeline.training.graph")
+    graph.require_one_input(keras_model)
     wanted, given = tuple(keras_model.inputs[0].shape[1:]), np.asarray(images)
-    if given.dtype != np.uint8 or given.shape[1:] != wanted:
+    if given.dtype != np.uint8 or not graph.takes(keras_model, given.shape[1:]):
         raise RequestError(
             f"images: the model takes u8[{','.join(map(str, ('N', *wanted)))}], not "
             f"{given.dtype}[{','.join(map(str, given.shape))}]"
         )
     forward = _imported("pipeline.training.predictor").predictor(keras_model)
-    size = _imported("pipeline.data.values").images_at_once(wanted, batch_size)
+    size = _imported("pipeline.data.values").images_at_once(given.shape[1:], batch_size)
     parts = [forward(given[start : start + size]) for start in range(0, len(given), size)]
     return (
         np.concatenate(parts) if parts else np.empty((0, keras_model.output_shape[1]), np.float32)

@@ -241,14 +241,6 @@ IN_THE_FILE: dict[str, tuple[Doctor, str]] = {
         with_value("activation", {"class_name": "__lambda__", "config": {"value": "4wEAAAA="}}),
         "__lambda__",
     ),
-    "a loss that is a function of the system": (
-        with_config(
-            lambda config: config.update(
-                compile_config={"loss": _function("os", "system"), "optimizer": "adam"}
-            )
-        ),
-        "os.system",
-    ),
     "a thousand million units": (with_value("units", 10**9), "describes|incompatible|expected"),
     "an output of 10^10 numbers": (
         with_layer(class_name="ZeroPadding2D", config={"padding": [50_000, 50_000]}),

@@ -228,6 +228,22 @@ def test_a_given_model_is_compiled_as_configured_each_time_it_is_trained(tmp_pat
 
 
 @pytest.mark.slow
+def test_a_model_of_open_size_predicts_what_it_was_trained_on(tmp_path: Path) -> None:
+    import keras
+
+    with inside(tmp_path):
+        config = pipeline.compose(*SMALL, "preprocess.limit=20")
+        prepared = pipeline.load_data(config)
+        images = keras.Input((None, None, 1))
+        x = keras.layers.GlobalAveragePooling2D()(images / 255)
+        model = keras.Model(images, keras.layers.Dense(10, activation="softmax")(x))
+        fitted = pipeline.train(config, prepared, model=model)
+        assert pipeline.predict(fitted.model, prepared.test.batch(0, 2)).shape == (2, 10)
+        with pytest.raises(pipeline.RequestError, match=r"takes u8\[N,None,None,1\], not uint8"):
+            pipeline.predict(fitted.model, np.zeros((1, 8, 8, 3), np.uint8))
+
+
+@pytest.mark.slow
 def test_a_given_model_must_take_the_images_and_give_probabilities(tmp_path: Path) -> None:
     import keras
 
@@ -369,6 +385,8 @@ def test_from_two_runs_to_a_comparison_and_a_champion(tmp_path: Path) -> None:
         assert (decision.refused, decision.version, decision.run_id) == (False, 1, runs[0].id)
         champion = pipeline.load_champion("digits")
         assert champion.image_shape == (8, 8, 1)
+        told = "LoadedModel(models:/digits@champion: images 8×8×1 → 10 classes)"
+        assert repr(champion) == told
         probs = pipeline.predict(champion, np.zeros((3, 8, 8, 1), np.uint8))
         assert probs.shape == (3, 10)
         assert probs.sum(axis=1) == pytest.approx(1, abs=1e-5)

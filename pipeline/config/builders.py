@@ -28,6 +28,7 @@ from pipeline.config.rules import (
     Share,
     broken_rules,
     check_of,
+    named_in_errors,
 )
 from pipeline.config.trusted import public_functions
 from pipeline.system.errors import RequestError, first_line, one_line
@@ -241,9 +242,8 @@ def _rules_of_trusted(group: str, target: str) -> dict[str, Any]:
     if (required := REQUIRED.get(group)) and required not in {one.name for one in keys}:
         raise RequestError(f"{group}._target_: {target} needs the parameter {required} after a *")
     try:
-        rules: dict[str, Any] = {
-            name: (hint, ...) for name, hint in leaf_parameters(builder).items()
-        }
+        hints = leaf_parameters(builder)
+        rules: dict[str, Any] = {one.name: (hints[one.name], ...) for one in keys}
         create_model(group, **rules)
     except Exception as error:
         raise RequestError(f"{group}._target_: {target}: {one_line(error)}") from error
@@ -310,6 +310,8 @@ def build(leaf: Leaf, *runtime: Any, **more: Any) -> Any:
 
     Raises:
         RequestError: the target does not take one of the parameters.
+        PipelineError: a target of the user's own failed.
+        ValueError: the target cannot work with the parameters.
     """
     target = _located(leaf["_target_"])
     parameters = {key: value for key, value in leaf.items() if key != "_target_"}
@@ -321,7 +323,8 @@ def build(leaf: Leaf, *runtime: Any, **more: Any) -> Any:
         signature.bind(*runtime, **more, **parameters)
     except TypeError as error:
         raise RequestError(f"{leaf['_target_']}: {error}; see its file under conf/") from error
-    return target(*runtime, **more, **parameters)
+    with named_in_errors(leaf["_target_"], ValueError):
+        return target(*runtime, **more, **parameters)
 
 
 def _located(target: str) -> Callable[..., Any]:

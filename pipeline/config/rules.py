@@ -7,7 +7,8 @@ import importlib
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from typing import Annotated, Any, TypeVar, get_args
@@ -17,7 +18,7 @@ from pydantic import AfterValidator, Field, ValidationError, ValidationInfo
 from pipeline.config import trusted
 from pipeline.config.guesses import letters_of
 from pipeline.config.trusted import public_functions
-from pipeline.system.errors import RequestError
+from pipeline.system.errors import PipelineError, RequestError, one_line
 
 _Problem = Mapping[str, Any]  # an entry of `ValidationError.errors()`
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -275,6 +276,21 @@ def function_named(module: str, name: str) -> Callable[..., Any]:
     if name not in known:
         raise RequestError(f"{module} has no function {name!r}; choose one of {', '.join(known)}")
     return known[name]
+
+
+@contextmanager
+def named_in_errors(function: str, *passing: type[Exception]) -> Iterator[None]:
+    """Errors of a function of the user's own name it; those of others pass, and of these types.
+
+    Raises:
+        PipelineError: the function failed.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not trusted.is_trusted(function) or isinstance(error, (PipelineError, *passing)):
+            raise
+        raise PipelineError(f"{function}: {one_line(error)}") from error
 
 
 def short_name(name: str) -> str:

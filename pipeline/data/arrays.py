@@ -266,7 +266,8 @@ def _images(array: Array, where: str) -> Array:
     if array.ndim == 3:
         array = array[..., np.newaxis]
     if array.ndim != 4 or array.shape[3] not in ARRAY_CHANNELS:
-        advice = "save x.reshape(-1, height, width)" if array.ndim == 2 else "images are [N,H,W,C]"
+        flat = array.ndim == 2
+        advice = "save x.reshape(-1, height, width)" if flat else "images have 1–4 channels"
         if array.ndim == 4 and array.shape[1] in ARRAY_CHANNELS:
             advice = "save x.transpose(0, 2, 3, 1)"
         raise RequestError(f"{where} has the shape {list(array.shape)}; {advice}")

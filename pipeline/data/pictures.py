@@ -278,9 +278,10 @@ def fitted(picture: Picture, shape: Shape, *, fit: str = PAD) -> Array:
     the visible ones stand out. Grey is the luma of ITU-R BT.601.
 
     Raises:
-        ValueError: the pixel values have no known range.
+        ValueError: the pixel values have no known range; pictures have other channels.
     """
     height, width, channels = shape
+    _require_fitting(shape)
     upright = made_plain(picture, side=max(height, width), fit=fit)
     if upright.mode != MODES[channels]:
         upright = upright.convert(MODES[channels])
@@ -293,6 +294,15 @@ def fitted(picture: Picture, shape: Shape, *, fit: str = PAD) -> Array:
     top, left = (height - small.shape[0]) // 2, (width - small.shape[1]) // 2
     canvas[top : top + small.shape[0], left : left + small.shape[1]] = small
     return canvas
+
+
+def _require_fitting(shape: Shape) -> None:
+    height, width, channels = shape
+    if channels not in MODES:
+        raise ValueError(
+            f"cannot be fitted to {channels} channels, pictures have 1 or 3; the model takes "
+            f"arrays [N,{height},{width},{channels}]"
+        )
 
 
 def _resized(picture: Picture, size: tuple[int, int], fit: str) -> Picture:
@@ -474,9 +484,11 @@ def opaque(picture: Picture) -> Picture:
 
 
 def picture_of(pixels: Array) -> Picture:
-    """Turns u8[H,W] or u8[H,W,C] with 1–4 channels into a picture."""
+    """Turns u8[H,W] or u8[H,W,C] into a picture; of more than four channels, the first three."""
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[..., 0]
+    elif pixels.ndim == 3 and pixels.shape[2] not in ARRAY_CHANNELS:
+        pixels = pixels[..., :3]
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 
@@ -521,6 +533,9 @@ def as_stack(array: Array, shape: Shape) -> Array:
         array = array[np.newaxis, ..., np.newaxis]
     elif array.ndim == 3:
         array = array[np.newaxis] if _has_channels(array, shape) else array[..., np.newaxis]
+    if array.shape[1:] == shape:
+        return array
+    _require_fitting(shape)
     if array.shape[3] not in ARRAY_CHANNELS:
         first = "; x.transpose(0, 2, 3, 1) puts them last" if array.shape[1] in (1, 3) else ""
         raise ValueError(f"has {array.shape[3]} channels in {array.shape}; 1–4 can be read{first}")
@@ -558,7 +573,7 @@ def _to_be_reshaped(given: tuple[int, ...], shape: Shape) -> str | None:
 
 
 def _has_channels(array: Array, shape: Shape) -> bool:
-    return array.shape[1:] != shape[:2] and array.shape[2] in ARRAY_CHANNELS
+    return array.shape[1:] != shape[:2] and array.shape[2] in (*ARRAY_CHANNELS, shape[2])
 
 
 def border_colour(images: Array) -> Array:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.figure import Figure
 
-from pipeline.config.rules import function_named, short_name
+from pipeline.config.rules import function_named, named_in_errors, short_name
 from pipeline.data.values import KEPT, Array, Evaluation, Fitted, Predictions
 from pipeline.evaluation import metrics, plots
 from pipeline.evaluation.slices import slices, slices_table
@@ -31,11 +31,11 @@ def evaluate(
 
     Raises:
         ValueError: two metrics return a value under the same name.
+        PipelineError: a metric or plot of the user's own fails, or returns something else.
     """
     measured: dict[str, float] = {}
     for name in metric_names:
-        value = function_named(metrics.__name__, name)(predictions)
-        values = value if isinstance(value, dict) else {short_name(name): value}
+        values = _measured_by(name, predictions)
         keys = metrics.metric_keys(list(values))
         named = {f"{split}/{key}": n for key, n in zip(keys, values.values(), strict=True)}
         if twice := named.keys() & measured.keys():
@@ -53,8 +53,23 @@ def evaluate(
     )
 
 
+def _measured_by(name: str, predictions: Predictions) -> dict[str, float]:
+    with named_in_errors(name):
+        value = function_named(metrics.__name__, name)(predictions)
+        values = value if isinstance(value, dict) else {short_name(name): value}
+        return {key: float(number) for key, number in values.items()}
+
+
 def _drawn(shown: Predictions | Fitted, plot_names: Sequence[str]) -> dict[str, Figure]:
-    return {short_name(n): function_named(plots.__name__, n)(shown) for n in plot_names}
+    return {short_name(name): _figure(name, shown) for name in plot_names}
+
+
+def _figure(name: str, shown: Predictions | Fitted) -> Figure:
+    with named_in_errors(name):
+        figure = function_named(plots.__name__, name)(shown)
+        if not isinstance(figure, Figure):
+            raise TypeError(f"returns {type(figure).__name__}, not a Figure of matplotlib")
+        return figure
 
 
 def alternative_metrics(

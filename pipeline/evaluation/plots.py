@@ -264,7 +264,7 @@ def _picture(
 ) -> None:
     """Draws an image u8[H,W,C] into a square of `side` units; its longer side fills the square.
 
-    Images of one or two channels are drawn with the colour map `grey`.
+    Images of one or two channels are drawn with the colour map `grey`, others by the first three.
     """
     height, width = side * np.array(image.shape[:2]) / max(image.shape[:2])
     x, y = left + (side - width) / 2, top + (side - height) / 2
@@ -272,4 +272,4 @@ def _picture(
     if image.shape[2] <= 2:
         axes.imshow(image[:, :, 0], cmap=grey, vmin=0, vmax=255, extent=extent, aspect="auto")
     else:
-        axes.imshow(image, extent=extent, aspect="auto")
+        axes.imshow(image[:, :, :3], extent=extent, aspect="auto")

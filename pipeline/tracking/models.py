@@ -31,7 +31,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from pipeline.config.schema import Tracking
 from pipeline.data.pictures import FITS, PAD
 from pipeline.data.polarity import dark_border_share, sample
-from pipeline.data.values import Array, Prepared
+from pipeline.data.values import Array, Prepared, shown_shape
 from pipeline.system.errors import RequestError, first_line
 from pipeline.system.folders import MODEL, owner
 from pipeline.tracking.client import (
@@ -77,7 +77,7 @@ class ModelVersion:
     run_id: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class LoadedModel:
     """A Keras model for predicting (not compiled): u8[N,H,W,C] → probabilities f32[N,K].
 
@@ -98,6 +98,10 @@ class LoadedModel:
     dark_border: float | None
     fit: str = PAD
     megabytes: float = float("nan")
+
+    def __repr__(self) -> str:
+        images, classes = shown_shape(self.image_shape), len(self.class_names)
+        return f"LoadedModel({self.uri}: images {images} → {classes:,} classes)"
 
 
 def save_model(model: keras.Model, prepared: Prepared, path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, get_type_hints
 
 import keras
@@ -166,7 +167,12 @@ def training_batch(
     changed = build(config.augment, batch)
     if flaw := _flaw_in(changed, batch):
         raise RequestError(f"augment._target_: {config.augment['_target_']} {flaw}")
-    return changed
+    # The outputs of tf.numpy_function have none.
+    shaped = {
+        name: tf.ensure_shape(getattr(changed, name), getattr(batch, name).shape)
+        for name in ("images", "targets")
+    }
+    return replace(changed, **shaped)
 
 
 def _flaw_in(changed: Any, batch: Batch) -> str | None:

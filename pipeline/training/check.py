@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.config.trusted import checksums, trusted
 from pipeline.data.values import Array, Shape, flaw_in
 from pipeline.system.errors import RequestError, first_line
-from pipeline.training.graph import require_one_input
+from pipeline.training.graph import require_one_input, takes
 from pipeline.training.saved import MOST_VALUES, largest_output, load_saved
 
 _IMAGES = 4
@@ -64,10 +64,8 @@ def check_given(model: keras.Model, image_shape: Shape, classes: int) -> None:
     if isinstance(model, keras.Sequential) and not model.built:
         model.build((None, *image_shape))
     require_one_input(model)
-    wanted = tuple(model.inputs[0].shape[1:])
-    if len(wanted) != 3 or any(
-        size not in (None, given) for size, given in zip(wanted, image_shape, strict=True)
-    ):
+    if not takes(model, image_shape):
+        wanted = tuple(model.inputs[0].shape[1:])
         raise RequestError(f"model: takes images {wanted}, not {image_shape}")
     _check_shapes(model, classes, "model")
     images = np.random.default_rng(0).integers(0, 256, (_IMAGES, *image_shape), np.uint8)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import keras
 
+from pipeline.data.values import Shape
 from pipeline.system.errors import RequestError
 
 
@@ -33,6 +34,14 @@ def require_one_input(model: keras.Model) -> None:
             "model: it must be a graph of layers with one input; of another model, pass "
             "keras.Model(images, yours(images)) with images = keras.Input(prepared.image_shape)"
         )
+
+
+def takes(model: keras.Model, shape: Shape) -> bool:
+    """Whether a model takes images of that shape; one of open size (None) takes any size."""
+    wanted = tuple(model.inputs[0].shape[1:])
+    return len(wanted) == len(shape) and all(
+        size in (None, given) for size, given in zip(wanted, shape, strict=True)
+    )
 
 
 def calls_of(model: keras.Model) -> dict[keras.Layer, list[LayerCall]]:

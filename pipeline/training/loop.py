@@ -21,7 +21,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -224,7 +224,7 @@ def _passes(
         val_steps=_steps(model.test_step, val_feed.gather, tested_at_once),
         val_size=val_size,
         # A graph is ten times faster than eager execution.
-        results=tf.function(model.get_metrics_result, autograph=False),
+        results=tf.function(model.get_metrics_result, autograph=False).get_concrete_function(),
     )
 
 
@@ -257,8 +257,14 @@ def _steps(
 
         tf.while_loop(lambda start: start < tf.size(positions), take_batch, [0])
 
+    # TensorFlow would warn a process of several trainings that each one is traced.
+    traced = cache(run.get_concrete_function)
+
+    def run_traced(positions: Positions) -> None:
+        traced()(tf.constant(positions))
+
     if not xla_part:
-        return run
+        return run_traced
     full_batches = _compiled_by_xla(step, gather, (xla_part // batch_size, batch_size))
 
     def run_with_xla(positions: Positions) -> None:
@@ -266,7 +272,7 @@ def _steps(
         if full:
             full_batches(positions[:full])
         if full < len(positions):
-            run(positions[full:])
+            run_traced(positions[full:])
 
     return run_with_xla
 

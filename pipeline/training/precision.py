@@ -17,6 +17,7 @@ import tensorflow as tf
 from pipeline.system.errors import RequestError
 from pipeline.training.pretrained import WHITENING
 from pipeline.training.programs import processor_features
+from pipeline.training.saved import uncompiled
 
 LOW = ("bfloat16", "float16")
 MEASURED = "avx512_bf16"  # a CPU with this computes convolutions in bfloat16 in half the time
@@ -76,8 +77,7 @@ def in_float32(model: keras.Model) -> keras.Model:
 
     The same layers of it are trained.
     """
-    described = _widened(keras.saving.serialize_keras_object(model))
-    described["compile_config"] = None
+    described = uncompiled(_widened(keras.saving.serialize_keras_object(model)))
     copy: keras.Model = keras.saving.deserialize_keras_object(described)
     copy.set_weights(model.get_weights())
     # Descriptions of blocks do not tell which of their layers are frozen.

@@ -306,7 +306,9 @@ def _copy(layers: list[keras.layers.Layer], file: Path) -> None:
                 f"{called}: was trained with another train.scaling, so its weights do not fit "
                 "images of train.scaling=unit; name a model that was trained with unit"
             )
-        given = [layer.get_weights() for layer in donor.layers if layer.weights]
+        # One of the two may hold its backbone as a nested network.
+        layers = _weighted(layers)
+        given = [layer.get_weights() for layer in _weighted(donor.layers)]
     _set_weights(layers, given, called)
 
 

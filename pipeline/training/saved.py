@@ -9,7 +9,6 @@ built, and Keras opens the inspected copy.
 
 from __future__ import annotations
 
-import copy
 import importlib
 import inspect
 import json
@@ -111,8 +110,12 @@ def load_saved(file: Path, *, called: str, compile: bool = False) -> keras.Model
     with inspected(file, called=called) as folder, _refused_as(called):
         config = _json(folder / _CONFIG)
         compile = compile and _has_optimizer_of_keras(config)
-        _check_objects(config if compile else _without_optimizer(config))
-        _check_sizes(config, stored=_check_weights(folder / WEIGHTS))
+        used = uncompiled(config)
+        if compile:
+            used["compile_config"] = _compilation(config)
+        _check_objects(used)
+        _check_sizes(used, stored=_check_weights(folder / WEIGHTS))
+        (folder / _CONFIG).write_text(json.dumps(used))
         return keras.saving.load_model(folder, compile=compile, safe_mode=True)
 
 
@@ -244,10 +247,16 @@ def _has_optimizer_of_keras(config: Any) -> bool:
     return not any(_has_registered(one.get("registered_name")) for one in described)
 
 
-def _without_optimizer(config: Any) -> Any:
-    """The configuration without the optimizer, of which nothing is built unless it is compiled."""
-    compilation = _compilation(config)
-    return config | {"compile_config": compilation | {"optimizer": None}} if compilation else config
+def uncompiled(config: Any) -> Any:
+    """The configuration of a model without how it, and networks nested in it, were compiled.
+
+    Predictions do not need it, and it may name a loss or an optimizer of the user's own.
+    """
+    if isinstance(config, dict):
+        return {key: uncompiled(one) for key, one in config.items() if key != "compile_config"}
+    if isinstance(config, list):
+        return [uncompiled(one) for one in config]
+    return config
 
 
 def _compilation(config: Any) -> dict[str, Any]:
@@ -397,8 +406,7 @@ def _check_sizes(config: dict[str, Any], *, stored: int) -> None:
     import keras
     from keras.src.backend.common import global_state  # the only way to release these variables
 
-    plain = copy.deepcopy(config)  # Keras modifies what it reads
-    plain["compile_config"] = None
+    plain = uncompiled(config)  # a copy: Keras modifies what it reads
     try:
         with keras.StatelessScope(initialize_variables=False):
             model = keras.saving.deserialize_keras_object(plain, safe_mode=True)

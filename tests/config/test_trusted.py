@@ -47,6 +47,7 @@ def slow(use_ema=False, *, learning_rate: float):
     return type("Slow", (SGD,), {"__module__": __name__})(learning_rate / 2)
 def averaged(use_ema=False, ema_momentum=0.9, *, learning_rate: float): ...
 averaged.averages = True
+def by_name(*, learning_rate: float, use_ema: bool, ema_momentum: float): return use_ema
 def rateless(*, momentum: float): ...
 def halving(rate, steps, *, to: float): return rate * to
 def top2(predictions: "Predictions") -> float: ...
@@ -246,6 +247,13 @@ def test_an_optimizer_of_ones_own_may_average_weights_and_needs_parameters_for_t
         "train.ema: my_models.slow does not take use_ema and ema_momentum; add these parameters, "
         "or leave train.ema out"
     )
+
+
+def test_what_train_ema_sets_of_an_optimizer_is_no_key_wherever_it_takes_it() -> None:
+    words = (TRUST, "optimizer=slow", "optimizer._target_=my_models.by_name")
+    config = configured(*words, "train.ema=0.9")
+    assert build(config.optimizer, use_ema=True, ema_momentum=0.9) is True
+    assert refusal(*words, "+optimizer.use_ema=true").startswith("optimizer.use_ema: no such")
 
 
 def test_a_model_trained_by_an_optimizer_of_ones_own_is_saved_with_one_of_keras(

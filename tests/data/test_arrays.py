@@ -256,6 +256,7 @@ def test_npz_files_may_have_validation_other_labels_and_texts(tmp_path: Path) ->
         ({"x_train": IMAGES.reshape(6, 1, 12)}, "save x[:, 0].reshape(-1, height, width), for"),
         ({"x_train": np.zeros((6, 25, 3), np.uint8)}, "save x.reshape(-1, height, width, 3), for"),
         ({"x_train": np.zeros((6, 1, 5, 5), np.uint8)}, "save x.transpose(0, 2, 3, 1)"),
+        ({"x_train": np.zeros((6, 5, 5, 7), np.uint8)}, "[6, 5, 5, 7]; images have 1–4 channels"),
         ({"y_train": np.array([{}] * 6, object)}, "loaded; make texts by y.astype(str); save"),
         ({"y_train": np.ones((6, 2))}, "has 2 labels per image"),
         ({"y_train": LABELS + 0.5}, "holds float64; labels are whole numbers or texts"),

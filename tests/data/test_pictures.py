@@ -187,6 +187,25 @@ def test_an_array_of_anything_else_is_refused(array: np.ndarray, reason: str) ->
         as_stack(array, GREY)
 
 
+@pytest.mark.parametrize("channels", [2, 5])
+def test_images_of_channels_that_no_picture_has_are_read_as_they_are_or_refused(
+    channels: int,
+) -> None:
+    shape = (4, 4, channels)
+    assert as_stack(np.zeros((3, *shape), np.uint8), shape).shape == (3, *shape)
+    reason = rf"cannot be fitted to {channels} channels, .* arrays \[N,4,4,{channels}\]$"
+    for other in ((3, 9, 8, channels), (3, 4, 4, 3), (4, 4)):
+        with pytest.raises(ValueError, match=reason):
+            as_stack(np.zeros(other, np.uint8), shape)
+    with pytest.raises(ValueError, match=reason):
+        fitted(Image.new("RGB", (9, 8)), shape)
+
+
+def test_one_image_has_the_channels_of_the_model() -> None:
+    image = np.zeros((4, 6, 5), np.uint8)
+    assert as_stack(image, image.shape).shape == (1, 4, 6, 5)
+
+
 @pytest.mark.parametrize("count", [1, 5])
 def test_rows_of_pixels_are_as_many_images_as_there_are_rows(count: int) -> None:
     images = np.arange(count * 12, dtype=np.uint8).reshape(count, 3, 4)

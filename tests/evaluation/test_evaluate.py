@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pipeline.config.trusted import trust
 from pipeline.data.values import Fitted, Predictions, Split
 from pipeline.evaluation import metrics
 from pipeline.evaluation.evaluate import (
@@ -14,7 +18,7 @@ from pipeline.evaluation.evaluate import (
     draw_training,
     evaluate,
 )
-from pipeline.system.errors import RequestError
+from pipeline.system.errors import PipelineError, RequestError
 from tests.commands import configured
 
 MADE = Predictions(
@@ -49,6 +53,39 @@ def test_two_metrics_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(metrics, "ece", ece)
     with pytest.raises(ValueError, match="two metrics are named test/accuracy"):
         evaluate(MADE, ["accuracy", "ece"], [])
+
+
+OWN = """
+def none(predictions: "Predictions") -> float: ...
+def failing(predictions: "Predictions") -> float: return 1 / 0
+def drawn(predictions: "Predictions") -> "Figure": return [1]
+"""
+
+
+@pytest.fixture
+def own_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_metrics.py").write_text(OWN)
+    trust(["my_metrics"])
+    yield
+    trust([])
+    sys.modules.pop("my_metrics")
+
+
+@pytest.mark.usefixtures("own_metrics")
+@pytest.mark.parametrize(
+    ("named", "reason"),
+    [
+        ((["my_metrics.none"], []), r"none: TypeError: float\(\) argument must be .* 'NoneType'"),
+        ((["my_metrics.failing"], []), "failing: ZeroDivisionError: division by zero"),
+        (([], ["my_metrics.drawn"]), "drawn: TypeError: returns list, not a Figure"),
+    ],
+)
+def test_a_metric_or_plot_of_ones_own_that_fails_is_named(
+    named: tuple[list[str], list[str]], reason: str
+) -> None:
+    with pytest.raises(PipelineError, match=rf"^my_metrics.{reason}"):
+        evaluate(MADE, *named)
 
 
 def test_a_metric_of_several_values_gives_one_metric_each() -> None:

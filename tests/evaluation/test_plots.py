@@ -255,6 +255,12 @@ def test_mistakes_are_shown_surest_first_with_what_they_are() -> None:
     assert len(figure.axes[0].images) == 2
 
 
+def test_of_many_channels_mistakes_show_the_first_three() -> None:
+    wrong = predictions([[1, 0]], [1], channels=5)
+    [image] = drawn(plots.mistakes(wrong)).axes[0].images
+    np.testing.assert_array_equal(image.get_array(), wrong.split.images[0, :, :, :3])
+
+
 def test_a_mistake_of_nearly_full_confidence_is_not_shown_as_one_of_full() -> None:
     figure = plots.mistakes(predictions([[0.9996, 0.0004]], [1]))
     assert titles(figure) == ["cat >99.9%\nis dog"]

@@ -14,7 +14,7 @@ import tensorflow as tf
 from pipeline.config import trusted
 from pipeline.data.datasets import synthetic
 from pipeline.data.values import Fitted, Prepared
-from pipeline.system.errors import RequestError
+from pipeline.system.errors import PipelineError, RequestError
 from pipeline.training.batches import (
     changed_batches,
     class_weights,
@@ -175,6 +175,15 @@ def two(images):
     return [images, images]
 
 
+def by_numpy(batch: Batch) -> Batch:
+    inverted = tf.numpy_function(lambda images: 255 - images, [batch.images], tf.uint8)
+    return replace(batch, images=inverted)
+
+
+def failing(batch: Batch) -> Batch:
+    return batch.pictures
+
+
 def by_epoch(batch: Batch) -> Batch:
     assert batch.epoch.dtype == tf.int64
     return batch
@@ -215,6 +224,17 @@ def test_an_augmentation_of_ones_own_that_takes_a_batch_changes_batches_and_thei
     some = preview(PREPARED, config(*own("inverted", "+augment.share=0.5")), rows=4, versions=8)
     assert some is not None
     assert 0 < (some[:, 1:] != some[:, :1]).any(axis=(2, 3, 4)).mean() < 1
+
+
+def test_an_augmentation_may_call_numpy_which_gives_no_shape(own: Words, tmp_path: Path) -> None:
+    fitted = trained(tmp_path, *own("by_numpy"), "train.epochs=1")
+    assert fitted.augmented is not None
+    np.testing.assert_array_equal(fitted.augmented[:, 1], 255 - fitted.augmented[:, 0])
+
+
+def test_an_augmentation_that_fails_is_named(own: Words) -> None:
+    with pytest.raises(PipelineError, match=r"^my_augment.failing: AttributeError: 'Batch' obj"):
+        preview(PREPARED, config(*own("failing")))
 
 
 def test_an_augmentation_of_ones_own_that_takes_images_is_a_layer(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from pipeline.training.fused import fused_norms
 from pipeline.training.loop import Buffers, Streamed, is_too_large
 from pipeline.training.train import FASTER_WITH_XLA
 from tests.stress.matrix import matrix, only_stressed
+from tests.warm import call_warm
 
 pytestmark = pytest.mark.slow
 CLASSES = 3
@@ -282,6 +284,21 @@ def test_averaging_weights_does_not_change_how_they_are_trained() -> None:
     fit(network(keras.optimizers.Adam(0.01, use_ema=True)), split(24), callbacks=(with_averages,))
     fit(network(adam()), split(24), callbacks=(without,))
     np.testing.assert_array_equal(with_averages.trained, without.trained)
+
+
+def told_by_tensorflow() -> list[str]:
+    """What TensorFlow logs while one process trains one small network after the other."""
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    tf.get_logger().addHandler(handler)
+    for _ in range(6):
+        fit(network(adam()), split(8), split(4), epochs=1)
+    return [record.getMessage() for record in records]
+
+
+def test_trainings_one_after_the_other_bring_no_warnings_of_tensorflow() -> None:
+    assert call_warm(told_by_tensorflow, timeout=240) == []
 
 
 @matrix(25)

@@ -398,6 +398,29 @@ def nested() -> keras.Model:
     return keras.Model(images, keras.layers.Dense(3, activation="softmax", name="head")(x))
 
 
+@pytest.mark.parametrize(("nests", "takes"), [(True, False), (False, True), (True, True)])
+def test_weights_come_from_a_backbone_that_is_one_nested_network(
+    nests: bool, takes: bool, tmp_path: Path
+) -> None:
+    """As `base_model` is in Keras' guide to transfer learning."""
+
+    def network(nested: bool) -> keras.Model:
+        images = keras.Input((6, 6, 1))
+        x = keras.layers.BatchNormalization()(keras.layers.Conv2D(4, 3)(images))
+        inner = keras.Model(images, keras.layers.GlobalAveragePooling2D()(x))
+        x = keras.layers.Identity(name="features")(inner(images) if nested else inner.output)
+        return keras.Model(images, keras.layers.Dense(3, activation="softmax")(x))
+
+    donor, model, file = network(nests), network(takes), tmp_path / "donor.keras"
+    donor.save(file)
+    pretrained.prepare_backbone(model, {"weights": str(file), "trainable": "head"})
+    image = np.ones((1, 6, 6, 1), np.float32)
+    given, found = (
+        keras.Model(one.input, one.get_layer("features").output)(image) for one in (donor, model)
+    )
+    np.testing.assert_array_equal(given, found)
+
+
 @pytest.mark.parametrize(("trainable", "trained"), [("head", 0), ("top", 1), ("all", 3)])
 def test_layers_within_blocks_and_networks_are_frozen_one_by_one(
     trainable: str, trained: int, tmp_path: Path

@@ -16,6 +16,7 @@ import pytest
 
 from pipeline.config.trusted import trust
 from pipeline.system.errors import RequestError
+from pipeline.training.precision import in_float32
 from pipeline.training.saved import LAYERS, inspected, load_saved
 from tests.hostile import IN_THE_FILE, with_value
 from tests.stress.matrix import matrix
@@ -173,6 +174,22 @@ def test_a_checkpoint_with_an_optimizer_of_ones_own_is_loaded_without_it(
         loaded = load_saved(tmp_path / "last.keras", called="it", compile=compiled)
         assert not loaded.compiled
         np.testing.assert_array_equal(loaded.get_weights()[0], model.get_weights()[0])
+
+
+def test_how_a_model_and_the_networks_in_it_were_compiled_is_not_asked(tmp_path: Path) -> None:
+    def own(labels: keras.KerasTensor, outputs: keras.KerasTensor) -> keras.KerasTensor:
+        return keras.ops.mean(labels - outputs)
+
+    inner = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+    images = keras.Input((2,), dtype="uint8")
+    model = keras.Model(images, inner(keras.layers.Rescaling(1.0)(images)))
+    for one in (inner, model):
+        one.compile(optimizer="adam", loss=own, metrics=[own])
+    model.save(tmp_path / "model.keras")
+    loaded = load_saved(tmp_path / "model.keras", called="it")
+    assert not loaded.compiled
+    np.testing.assert_array_equal(loaded.get_weights()[0], model.get_weights()[0])
+    np.testing.assert_array_equal(in_float32(model).get_weights()[0], model.get_weights()[0])
 
 
 OWN = """
