@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
@@ -16,6 +17,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from pipeline.config.builders import GROUPS, parameter_of
+from pipeline.config.flat import as_param
 from pipeline.config.rules import TypedPath
 from pipeline.config.schema import Choices, Config
 from pipeline.config.search_path import files_of
@@ -471,6 +473,24 @@ def quoted_word(word: str) -> str:
     if re.fullmatch(r"[\w.,:/@%+=~-]+", word):
         return word
     return shlex.quote(word) if re.search(r'[$`"\\!]', word) else f'"{word}"'
+
+
+def words_of(params: Mapping[str, Any]) -> dict[str, str]:
+    """The words of a command line for `sweep.params`, by key.
+
+    Raises:
+        RequestError: a key has a list or a mapping of YAML; says how its values are written.
+    """
+    for key, values in params.items():
+        if isinstance(values, list):
+            text = json.dumps(",".join(map(as_param, values)), ensure_ascii=False)
+            raise RequestError(
+                f"sweep.params.{key}: values are one text, as on the command line: {key}: {text}"
+            )
+        if isinstance(values, dict):
+            names = ", ".join(f"{key}.{name}" for name in values)
+            raise RequestError(f"sweep.params.{key}: keys are written in full: {names}")
+    return {key: f"{key}={values}" for key, values in params.items()}
 
 
 def key_of(word: str) -> str:

@@ -22,7 +22,7 @@ from pipeline.config.effects import may_lack_effect, with_effect
 from pipeline.config.messages import error_line
 from pipeline.config.schema import Config, validate
 from pipeline.config.trusted import trust_again, trusted
-from pipeline.config.words import LEFT_TO_JOBS, as_typed, quoted, quoted_word
+from pipeline.config.words import LEFT_TO_JOBS, as_typed, quoted, quoted_word, words_of
 from pipeline.sweeps.outcomes import FINISHED, Outcome
 from pipeline.sweeps.ranges import numbers
 from pipeline.system.errors import RequestError
@@ -176,9 +176,9 @@ def asked_for(
     )
     _require_effect([*about_hydra, *given], composed, adaptive=adaptive)
     keys = {override.get_key_element() for override in given}
-    kept: dict[str, str] = OmegaConf.to_container(composed.sweep.params)  # type: ignore[assignment]
+    kept: dict[str, Any] = OmegaConf.to_container(composed.sweep.params)  # type: ignore[assignment]
     from_file = parser.parse_overrides(
-        [f"{key}={value}" for key, value in kept.items() if key not in keys]
+        [word for key, word in words_of(kept).items() if key not in keys]
     )
     _require_effect(from_file, composed, adaptive=adaptive)
     every = [*from_file, *given]
