@@ -326,11 +326,13 @@ def job_name(params: Mapping[str, str]) -> str:
 
 
 def short_keys(keys: Iterable[str]) -> dict[str, str]:
-    """The last part of each key, or as many parts as make it unique."""
+    """The last part of each key, or as many parts as make it unique; `seed` is a run's own seed."""
     plain = {key: key.lstrip("+") for key in keys}
     parts = {key: text.split(".") for key, text in plain.items()}
     names = {key: _SHORT.get(last[-1], last[-1]) for key, last in parts.items()}
-    while repeated := {name for name, count in Counter(names.values()).items() if count > 1}:
+    while repeated := {
+        name for name, count in Counter(["seed", *names.values()]).items() if count > 1
+    }:
         longer = {
             key: ".".join(parts[key][-(name.count(".") + 2) :])
             for key, name in names.items()

@@ -399,6 +399,7 @@ def test_the_command_of_a_job_leaves_out_what_has_an_effect_in_other_jobs_only()
 def test_a_job_is_named_by_the_last_part_of_its_keys_as_far_as_that_is_clear() -> None:
     assert job_name({"optimizer.learning_rate": "1e-3", "seed": "0"}) == "lr=1e-3 seed=0"
     assert job_name({"train.seed": "1", "seed": "0"}) == "train.seed=1 seed=0"
+    assert job_name({"preprocess.seed": "1", "train.epochs": "2"}) == "preprocess.seed=1 epochs=2"
     assert job_name({"a.b.size": "1", "c.b.size": "2", "+d.size": "3"}) == (
         "a.b.size=1 c.b.size=2 d.size=3"
     )
