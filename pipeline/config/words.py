@@ -97,6 +97,7 @@ ABOUT_THE_RECORD = frozenset({"run_id", "dataset", "data_dir", "trusted_modules"
 SWEEPERS = ("grid", "search", "optuna")  # of this project
 LEFT_TO_JOBS = "left to jobs"  # tags a value for a sweep's jobs, not for its own configuration
 _MARK, _END = f"tag('{LEFT_TO_JOBS}',choice([", "]))"  # a list, since no choice may be null
+_COMMA = re.compile(r",(?![^(\[{]*[)\]}])")  # within no brackets
 _WITH_PARAMS = ("sweep", "experiment")  # groups whose files may have `sweep.params`
 _NO_GROUPS = ("seed", "data_dir", "run_id")
 _NOT_FOR_JOBS = ("hydra", "sweep", "tracking")
@@ -423,13 +424,16 @@ def _is_a_list(value: str, key: str, parser: OverridesParser) -> bool:
 
 
 def _as_text(value: str, parser: OverridesParser, multirun: bool) -> str:
-    """A value for a text as it is typed."""
+    """A value for a text as it is typed; several of a sweep, where Hydra cannot read one."""
     if not value or value.lower() == "null":
         return value
     one = _parsed(f"text={value}", parser)
     several = one is not None and one.is_sweep_override()
     if several and multirun:
         return value
+    parts = [part.strip() for part in _COMMA.split(value)]
+    if one is None and multirun and all(parts) and not re.search("['\"]", value):
+        return ",".join(_as_text(part, parser, False) for part in parts)
     as_it_is = one is not None and not several and (one.value() == value or "${" in value)
     if as_it_is or (one is not None and not several and value[0] in "'\""):
         return value
