@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -271,11 +271,23 @@ def compare(
         RequestError: `runs` is empty, the runs cannot be found, or none of them has the metric.
     """
     if runs is not None:
-        ids = [run if isinstance(run, str) else run.id for run in runs]
+        ids = _ids(runs)
         if not ids:  # as a search may return; others are not what was asked for
             raise RequestError("runs: there are none; name two runs or more, or leave runs out")
         settings = {"runs": ids, **settings}
     return _carried_out("compare", config, folder, settings)
+
+
+def _ids(runs: Any) -> list[str]:
+    """The ids of runs that are values or ids.
+
+    Raises:
+        RequestError: it is no list of runs.
+    """
+    listed = None if isinstance(runs, str) or not isinstance(runs, Iterable) else list(runs)
+    if listed is None or not all(isinstance(run, str) or hasattr(run, "id") for run in listed):
+        raise RequestError("runs: give a list of runs or of their ids, compare([first, second])")
+    return [run if isinstance(run, str) else run.id for run in listed]
 
 
 def audit(config: Config, *, folder: Path | str | None = None, **settings: Any) -> Audited:

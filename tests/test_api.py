@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -364,6 +365,12 @@ def test_a_run_of_another_folder_has_its_model_though_another_store_is_in_use(
 def test_an_empty_list_of_runs_is_not_taken_for_the_best_ones() -> None:
     with pytest.raises(pipeline.RequestError, match="runs: there are none; name two runs or more"):
         pipeline.compare([])
+
+
+@pytest.mark.parametrize("runs", ["abcd", SimpleNamespace(id="abcd"), ["abcd", None]])
+def test_what_is_no_list_of_runs_is_refused(runs: Any) -> None:
+    with pytest.raises(pipeline.RequestError, match=r"^runs: give a list of runs or of their ids"):
+        pipeline.compare(runs)
 
 
 @pytest.mark.slow

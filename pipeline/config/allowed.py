@@ -31,6 +31,7 @@ from pipeline.config import search_path
 from pipeline.config.builders import GROUPS
 from pipeline.config.compose import known_to_hydra
 from pipeline.config.schema import TRUNK
+from pipeline.config.words import words_of
 from pipeline.system.errors import RequestError, one_line
 
 CALLBACKS = ("hydra.experimental.callbacks.LogJobReturnCallback",)
@@ -90,8 +91,8 @@ def check_words(words: Sequence[str], *, multirun: bool) -> None:
             if not multirun and composed.hydra.mode is RunMode.MULTIRUN:
                 raise RequestError("hydra.mode in a file: leave it out; -m asks for a sweep")
             if multirun:
-                kept = OmegaConf.select(composed, "sweep.params") or {}
-                tried = parser.parse_overrides([f"{key}={value}" for key, value in kept.items()])
+                kept: Any = OmegaConf.to_container(OmegaConf.select(composed, "sweep.params"))
+                tried = parser.parse_overrides([*words_of(kept).values()])
                 for one in filter(_chooses_files, [*tried, *parsed]):
                     for value in one.sweep_string_iterator():
                         choice = parser.parse_override(f"{one.get_key_element()}={value}")

@@ -17,6 +17,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+from pipeline.config.builders import GROUPS
 from pipeline.config.guesses import key_among, may_be_null
 from pipeline.config.rules import choose
 from pipeline.config.schema import CHOSEN_GROUPS, Config
@@ -167,13 +168,22 @@ def _bad_key(error: OmegaConfBaseException, asked: str = "") -> str:
             )
         return f"{key}: no such key; did you mean {meant}?"
     if isinstance(error, MissingMandatoryValue):
-        return f"{key}: needs a value"
+        return f"{key}: needs a value{_of_default(error, key)}"
     how = next((way for said, way in _WAYS.items() if said in str(error.msg)), "")
     null = ", or null for none" if how and may_be_null(annotation_of(key)) else ""
     if isinstance(error, InterpolationKeyError):
         how = "; a variable of the environment is written ${oc.env:NAME}"
     said = f"{first_line(error.msg or str(error))}{how}{null}"
     return f"{key}: {said}" if key else said
+
+
+def _of_default(error: OmegaConfBaseException, key: str) -> str:
+    """Where a key that the chosen file of a group leaves out is, if the group has defaults."""
+    root, group = error.parent_node and error.parent_node._get_root(), key.partition(".")[0]
+    file = root and OmegaConf.select(root, f"hydra.runtime.choices.{group}")
+    if file in (None, "default") or group in GROUPS:  # a leaf sets what its builder takes
+        return ""
+    return f"; let {group}/{file}.yaml begin with 'defaults: [default]', which has all keys"
 
 
 def _key_meant(key: str, node: Any) -> str | None:

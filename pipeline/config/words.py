@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
@@ -16,6 +17,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from pipeline.config.builders import GROUPS, parameter_of
+from pipeline.config.flat import as_param
 from pipeline.config.rules import TypedPath
 from pipeline.config.schema import Choices, Config
 from pipeline.config.search_path import files_of
@@ -95,6 +97,7 @@ ABOUT_THE_RECORD = frozenset({"run_id", "dataset", "data_dir", "trusted_modules"
 SWEEPERS = ("grid", "search", "optuna")  # of this project
 LEFT_TO_JOBS = "left to jobs"  # tags a value for a sweep's jobs, not for its own configuration
 _MARK, _END = f"tag('{LEFT_TO_JOBS}',choice([", "]))"  # a list, since no choice may be null
+_COMMA = re.compile(r",(?![^(\[{]*[)\]}])")  # within no brackets
 _WITH_PARAMS = ("sweep", "experiment")  # groups whose files may have `sweep.params`
 _NO_GROUPS = ("seed", "data_dir", "run_id")
 _NOT_FOR_JOBS = ("hydra", "sweep", "tracking")
@@ -421,13 +424,16 @@ def _is_a_list(value: str, key: str, parser: OverridesParser) -> bool:
 
 
 def _as_text(value: str, parser: OverridesParser, multirun: bool) -> str:
-    """A value for a text as it is typed."""
+    """A value for a text as it is typed; several of a sweep, where Hydra cannot read one."""
     if not value or value.lower() == "null":
         return value
     one = _parsed(f"text={value}", parser)
     several = one is not None and one.is_sweep_override()
     if several and multirun:
         return value
+    parts = [part.strip() for part in _COMMA.split(value)]
+    if one is None and multirun and all(parts) and not re.search("['\"]", value):
+        return ",".join(_as_text(part, parser, False) for part in parts)
     as_it_is = one is not None and not several and (one.value() == value or "${" in value)
     if as_it_is or (one is not None and not several and value[0] in "'\""):
         return value
@@ -471,6 +477,24 @@ def quoted_word(word: str) -> str:
     if re.fullmatch(r"[\w.,:/@%+=~-]+", word):
         return word
     return shlex.quote(word) if re.search(r'[$`"\\!]', word) else f'"{word}"'
+
+
+def words_of(params: Mapping[str, Any]) -> dict[str, str]:
+    """The words of a command line for `sweep.params`, by key.
+
+    Raises:
+        RequestError: a key has a list or a mapping of YAML; says how its values are written.
+    """
+    for key, values in params.items():
+        if isinstance(values, list):
+            text = json.dumps(",".join(map(as_param, values)), ensure_ascii=False)
+            raise RequestError(
+                f"sweep.params.{key}: values are one text, as on the command line: {key}: {text}"
+            )
+        if isinstance(values, dict):
+            names = ", ".join(f"{key}.{name}" for name in values)
+            raise RequestError(f"sweep.params.{key}: keys are written in full: {names}")
+    return {key: f"{key}={values}" for key, values in params.items()}
 
 
 def key_of(word: str) -> str:

@@ -24,7 +24,7 @@ from pipeline.config.effects import may_lack_effect, with_effect
 from pipeline.config.messages import error_line
 from pipeline.config.schema import Config, validate
 from pipeline.config.trusted import trust_again, trusted
-from pipeline.config.words import LEFT_TO_JOBS, as_typed, quoted, quoted_word
+from pipeline.config.words import LEFT_TO_JOBS, as_typed, quoted, quoted_word, words_of
 from pipeline.sweeps.outcomes import FINISHED, Outcome
 from pipeline.sweeps.ranges import numbers
 from pipeline.system.errors import RequestError
@@ -179,9 +179,9 @@ def asked_for(
     )
     _require_effect([*about_hydra, *given], composed, adaptive=adaptive)
     keys = {override.get_key_element() for override in given}
-    kept: dict[str, str] = OmegaConf.to_container(composed.sweep.params)  # type: ignore[assignment]
+    kept: dict[str, Any] = OmegaConf.to_container(composed.sweep.params)  # type: ignore[assignment]
     from_file = parser.parse_overrides(
-        [f"{key}={value}" for key, value in kept.items() if key not in keys]
+        [word for key, word in words_of(kept).items() if key not in keys]
     )
     _require_effect(from_file, composed, adaptive=adaptive)
     every = [*from_file, *given]
@@ -329,11 +329,13 @@ def job_name(params: Mapping[str, str]) -> str:
 
 
 def short_keys(keys: Iterable[str]) -> dict[str, str]:
-    """The last part of each key, or as many parts as make it unique."""
+    """The last part of each key, or as many parts as make it unique; `seed` is a run's own seed."""
     plain = {key: key.lstrip("+") for key in keys}
     parts = {key: text.split(".") for key, text in plain.items()}
     names = {key: _SHORT.get(last[-1], last[-1]) for key, last in parts.items()}
-    while repeated := {name for name, count in Counter(names.values()).items() if count > 1}:
+    while repeated := {
+        name for name, count in Counter(["seed", *names.values()]).items() if count > 1
+    }:
         longer = {
             key: ".".join(parts[key][-(name.count(".") + 2) :])
             for key, name in names.items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -191,7 +192,7 @@ def open_storage(address: str) -> Any:
     if "://" in address:
         keep_through_interrupts(address)
         try:
-            return optuna.storages.RDBStorage(address)
+            return _with_tables(address)
         except (ImportError, sa.exc.SQLAlchemyError) as error:
             shown = without_password(address)
             raise RequestError(f"sweep.storage={shown} cannot be used: {reason(error)}") from error
@@ -205,6 +206,19 @@ def open_storage(address: str) -> Any:
         return journal.JournalStorage(backend)
     except (ValueError, KeyError, TypeError) as error:
         raise RequestError(_no_journal(address)) from error
+
+
+def _with_tables(address: str) -> Any:
+    """Opens a database; tries again where another process makes the tables of a new one, too."""
+    for pause_s in (0.2, 1.0, 5.0):
+        try:
+            return optuna.storages.RDBStorage(address)
+        except sa.exc.DBAPIError as error:
+            made = isinstance(error, sa.exc.IntegrityError) or "already exists" in str(error.orig)
+            if not made:
+                raise
+            time.sleep(pause_s)
+    return optuna.storages.RDBStorage(address)
 
 
 def _require_journal(path: Path) -> None:

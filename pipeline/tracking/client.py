@@ -295,7 +295,9 @@ def why_away(error: BaseException) -> str:
         return "it does not answer in time"
     if isinstance(cause, requests.ConnectionError):
         return "nothing answers there"
-    return "its database is locked" if "database is locked" in str(error) else one_line(error)
+    if "database is locked" in str(error):
+        return "its database is locked"
+    return reason(cause) if isinstance(cause, sa.exc.DBAPIError) else one_line(error)
 
 
 def awaited(request: Callable[[], Made]) -> Made:

@@ -6,9 +6,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import OmegaConf
+from omegaconf.errors import MissingMandatoryValue
 
+from pipeline.config.compose import compose as compose_words
 from pipeline.config.messages import error_line
-from pipeline.config.schema import register
+from pipeline.config.schema import register, validate
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.verbs import requests
 
@@ -208,6 +210,20 @@ def test_what_a_file_of_ones_own_sets_wrongly_is_told_with_its_name(
     assert message.startswith(f"{name}.yaml: {told}")
     assert "Trunk" not in message
     assert "defaults" not in message
+
+
+@pytest.mark.parametrize("group", ["train", "sweep", "tracking"])
+def test_a_file_that_leaves_keys_of_its_group_out_is_told_to_begin_with_the_defaults(
+    group: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf" / group).mkdir(parents=True)
+    (tmp_path / "conf" / group / "mine.yaml").write_text("{}\n")
+    register(requests())
+    with pytest.raises(MissingMandatoryValue) as caught:
+        validate(compose_words([f"{group}=mine"]))
+    told = f"; let {group}/mine.yaml begin with 'defaults: [default]', which has all keys"
+    assert error_line(caught.value).endswith(f": needs a value{told}")
 
 
 def test_a_heading_of_a_library_is_followed_by_its_reason() -> None:

@@ -266,6 +266,24 @@ def test_null_quotes_references_and_what_a_sweep_tries_mean_what_they_mean_elsew
     assert addressed(["sweep.params.seed=0,1"], "run", None, multirun=True)[0][-3:] == "0,1"
 
 
+@pytest.mark.parametrize(
+    ("typed", "values"),
+    [
+        ("größe,klein", ["größe", "klein"]),
+        ("klein, groß (1, 2),null", ["klein", "groß (1, 2)", "null"]),
+        ("李,", None),
+        ("it's, größe", None),
+    ],
+)
+def test_a_sweep_tries_several_texts_in_any_script(typed: str, values: list[str] | None) -> None:
+    [word] = addressed([f"+tracking.tags.size={typed}"], "run", None, multirun=True)
+    override = OverridesParser.create().parse_override(word)
+    tried = override.sweep_string_iterator() if override.is_sweep_override() else ()
+    assert [text.strip("'") for text in tried] == (values or [])
+    [word] = addressed([f"+tracking.tags.size={typed}"], "run", None)
+    assert OverridesParser.create().parse_override(word).value() == typed
+
+
 def test_what_is_no_text_is_left_to_hydra() -> None:
     words = ["seed=12e4", "train.scaling=a,b", "model.hidden=[1,2]", "dataset.folder=[a,b]"]
     words += ["model=mlp", "trusted_modules=[a]", "~model.dropout", "train.xla=null"]

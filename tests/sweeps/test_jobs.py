@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import re
 import shlex
 from collections.abc import Sequence
 from decimal import Decimal
@@ -76,6 +77,21 @@ def test_parameters_kept_in_a_file_are_searched_unless_the_command_line_says_oth
     assert fewer.fixed == ["sweep=lr_grid", "model.dropout=0.2"]
     other = multirun("sweep=lr_grid", "model.dropout=0.2,0.4,0.6")
     assert len(grid(other.searched)) == 9
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("{seed: [0, 1]}", 'seed: values are one text, as on the command line: seed: "0,1"'),
+        ("{model.hidden: [[64], [8, 4]], seed: 0}", 'line: model.hidden: "[64],[8, 4]"'),
+        ("{optimizer: {learning_rate: '1e-3,1e-2'}}", "in full: optimizer.learning_rate"),
+    ],
+)
+def test_values_in_a_file_as_a_list_or_a_mapping_are_told_how_to_be_written(
+    written: str, said: str
+) -> None:
+    with pytest.raises(RequestError, match=re.escape(said)):
+        multirun("seed=0,1", f"+sweep.params={written}")
 
 
 @pytest.mark.parametrize("words", [(), ("train.epochs=2",), ("sweep=tpe",)])
@@ -383,6 +399,7 @@ def test_the_command_of_a_job_leaves_out_what_has_an_effect_in_other_jobs_only()
 def test_a_job_is_named_by_the_last_part_of_its_keys_as_far_as_that_is_clear() -> None:
     assert job_name({"optimizer.learning_rate": "1e-3", "seed": "0"}) == "lr=1e-3 seed=0"
     assert job_name({"train.seed": "1", "seed": "0"}) == "train.seed=1 seed=0"
+    assert job_name({"preprocess.seed": "1", "train.epochs": "2"}) == "preprocess.seed=1 epochs=2"
     assert job_name({"a.b.size": "1", "c.b.size": "2", "+d.size": "3"}) == (
         "a.b.size=1 c.b.size=2 d.size=3"
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy as sa
 
 from pipeline.config.sweep import Sweep
 from pipeline.sweeps.outcomes import FAILED, FINISHED, PRUNED, Outcome
@@ -128,6 +129,22 @@ def test_a_file_that_is_no_journal_is_refused_and_stays(content: bytes, tmp_path
 def test_a_folder_is_no_journal(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"this is no journal of Optuna"):
         open_storage(str(tmp_path))
+
+
+@pytest.mark.parametrize("said", ["UNIQUE constraint failed: x", "table studies already exists"])
+def test_a_new_database_whose_tables_another_process_makes_too_is_opened(
+    said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = sa.exc.IntegrityError if said.startswith("UNIQUE") else sa.exc.OperationalError
+    itself, errors = optuna.storages.RDBStorage, [kind("CREATE", {}, Exception(said))]
+
+    def opened(address: str) -> Any:
+        if errors:
+            raise errors.pop()
+        return itself(address)
+
+    monkeypatch.setattr("optuna.storages.RDBStorage", opened)
+    assert open_storage(f"sqlite:///{tmp_path}/study.db").get_all_studies() == []
 
 
 def test_n_trials_is_a_total(tmp_path: Path) -> None:

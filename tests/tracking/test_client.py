@@ -35,6 +35,7 @@ from pipeline.tracking.client import (
     require_driver,
     shown_address,
     whole_store,
+    why_away,
 )
 from pipeline.tracking.registry import open_registry
 from pipeline.verbs.doctor import store as health
@@ -481,3 +482,13 @@ def test_the_address_that_a_run_shows_has_no_password_and_leads_to_its_store() -
     assert whole_store(shown.replace("host", "other")) is None  # as in another process
     assert whole_store("sqlite:////a/mlflow.db") == "sqlite:////a/mlflow.db"
     assert whole_store(None) is None
+
+
+def test_why_a_database_fails_is_told_in_its_own_words() -> None:
+    full = sa.exc.OperationalError(
+        "INSERT", {}, sqlite3.OperationalError("database or disk is full")
+    )
+    full.add_detail("raised as a result of Query-invoked autoflush; consider another block")
+    with pytest.raises(MlflowException) as caught:
+        raise MlflowException(full) from full
+    assert why_away(caught.value) == "database or disk is full"

@@ -75,10 +75,14 @@ def differing(rows: Sequence[Row]) -> list[str]:
 
 
 def trait_names(names: Sequence[str]) -> dict[str, str]:
-    """Maps names to their last part, `optimizer.learning_rate` → `learning_rate`, where unique."""
+    """Maps names to their last part, `optimizer.learning_rate` → `learning_rate`, where unique.
+
+    Every table has a row `seed`, so that another key of that name, `dataset.seed`, stays whole.
+    """
     ends = [name.rpartition(".")[2] for name in names]
     return {
-        name: end if ends.count(end) == 1 else name for name, end in zip(names, ends, strict=True)
+        name: end if ends.count(end) == 1 and end != SEED else name
+        for name, end in zip(names, ends, strict=True)
     }
 
 

@@ -91,6 +91,14 @@ def test_names_are_short_where_their_last_part_is_enough() -> None:
     }
 
 
+def test_another_seed_than_that_of_the_runs_is_named_in_full() -> None:
+    assert trait_names(["dataset.seed", "model.dropout"]) == {
+        "dataset.seed": "dataset.seed",
+        "model.dropout": "dropout",
+    }
+    assert trait_names(["seed", "dataset.seed"])["seed"] == "seed"
+
+
 def test_where_a_row_has_several_runs_all_are_called_by_what_tells_them_apart() -> None:
     rows = [Row(runs=(run(0), run(1))), Row(runs=(run(0, rate="0.2"),))]
     told = ["learning_rate=0.1", "learning_rate=0.2"]
