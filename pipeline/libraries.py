@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import importlib
-import logging
 import os
 import sys
 import warnings
@@ -48,10 +47,9 @@ def import_slow(module: str) -> ModuleType:
 
 
 def configure_libraries() -> None:
-    """Sets the environment variables that slow libraries read when imported, and silences two.
+    """Sets the environment variables that slow libraries read when imported, and silences one.
 
-    A plot shows boxes in place of characters that its font lacks; Matplotlib warns of each. Each
-    training traces its own functions once; TensorFlow takes those of a notebook for a loop.
+    A plot shows boxes in place of characters that its font lacks; Matplotlib warns of each.
 
     Raises:
         RequestError: KERAS_BACKEND names a backend other than TensorFlow, or this is Windows.
@@ -66,8 +64,3 @@ def configure_libraries() -> None:
     os.environ.update(left_unset(DEFAULTS))
     os.environ.update(ALWAYS)
     warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
-    logging.getLogger("tensorflow").addFilter(_is_not_about_retracing)
-
-
-def _is_not_about_retracing(record: logging.LogRecord) -> bool:
-    return "triggered tf.function retracing" not in str(record.msg)

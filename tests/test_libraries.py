@@ -3,7 +3,6 @@ from __future__ import annotations
 import gc
 import getpass
 import io
-import logging
 import os
 import sys
 import warnings
@@ -36,18 +35,6 @@ def test_objects_are_exempt_from_collection_before_there_can_be_a_model(
     assert import_slow("imported_once").made == [[]]
     # Other objects that were exempt may have gone since.
     assert gc.get_freeze_count() >= frozen + len(made) // 2
-
-
-def test_tensorflow_takes_no_trainings_of_a_notebook_for_a_loop(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    configure_libraries()
-    logger = logging.getLogger("tensorflow")
-    logger.warning(
-        "5 out of the last 11 calls to <function _steps> triggered tf.function retracing."
-    )
-    logger.warning("another warning")
-    assert caplog.messages == ["another warning"]
 
 
 def test_windows_is_refused_with_what_to_use_instead(monkeypatch: pytest.MonkeyPatch) -> None:
