@@ -18,7 +18,7 @@ from pipeline.config.trusted import trust
 from pipeline.system.errors import RequestError
 from pipeline.training.precision import in_float32
 from pipeline.training.saved import LAYERS, inspected, load_saved
-from tests.hostile import IN_THE_FILE, with_value
+from tests.hostile import IN_THE_FILE, with_config, with_value
 from tests.stress.matrix import matrix
 from tests.warm import call_warm
 
@@ -85,6 +85,14 @@ def test_a_hostile_file_is_refused_in_a_line_and_runs_nothing(
         load_saved(copied, called="models:/m-1")
     assert "\n" not in str(told_.value)
     assert not marker.exists()
+
+
+def test_a_hostile_loss_is_refused_where_it_would_be_built(copied: Path, tmp_path: Path) -> None:
+    loss = {"module": "os", "class_name": "function", "config": "system"}
+    with_config(lambda config: config["compile_config"].update(loss=loss))(copied, tmp_path)
+    assert not load_saved(copied, called="it").compiled
+    with pytest.raises(RequestError, match=r"os\.system"):
+        load_saved(copied, called="it", compile=True)
 
 
 @matrix(38)
