@@ -1022,8 +1022,9 @@ def _checked(
         lacking = [name for name, count in zip(class_names, trained, strict=True) if not count]
         where = [split for split in counts if counts[split][class_names.index(lacking[0])]]
         others = [name for name in class_names if name not in lacking]
+        occur, them = ("occur", "them") if len(lacking) > 1 else ("occurs", "it")
         raise wanted.refuse(
-            f"{some_of(lacking, MANY)} occurs in {joined(where)}, but not in train; remove it "
+            f"{some_of(lacking, MANY)} {occur} in {joined(where)}, but not in train; remove {them} "
             f"there, or select the others: dataset.classes=[{', '.join(others)}]"
         )
     for split, found in counts.items():
