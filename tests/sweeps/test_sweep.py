@@ -718,7 +718,7 @@ def test_a_job_counts_by_the_epoch_it_kept(tmp_path: Path) -> None:
 # --- interruptions ---
 
 # The first of the jobs is short, the others long enough to be met at work.
-LONG = ("dataset=synthetic", "model=linear", "train.epochs=1,50,51", *LEAN)
+LONG = ("dataset=synthetic", "model=linear", "train.epochs=1,150,151", *LEAN)
 INTERRUPTED = (*LONG, "sweep.keep_models=1", "hydra.launcher.n_jobs=2")
 
 
