@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,11 +11,15 @@ from PIL import Image
 from pipeline.data.pictures import contained, picture_of
 from pipeline.data.polarity import is_shown_inverted
 from pipeline.data.values import Array, Predictions
+from pipeline.evaluation.plots import cut
 
 HEAT = np.array([(255, 214, 102), (245, 130, 32), (190, 20, 40)], np.float32)  # weak to strong
 SIDE = 104  # pixels of a tile's longer side
 POINTS = 2000  # images in the plot of the features, at most
 SPAN = 1000  # width and height of that plot
+_NAMED = 30  # classes whose names have room in it
+_EDGE = 40  # so near the upper edge, no name has room above a point
+_BESIDE = 24  # from the centre of a class to its name, which would hide an only image there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +104,20 @@ def scatter(features: Array, chosen: Array, predictions: Predictions) -> Scatter
         x, y = np.median(coordinates[labels == label], axis=0).tolist()
         centres[label] = (round(x, 1), round(SPAN - y, 1))
     return Scatter(points=points, shares=shares, centres=centres, images=len(predictions.labels))
+
+
+def captions(made: Scatter, names: Sequence[str]) -> list[tuple[str, float, float, str]]:
+    """The names of classes in the plot, if there are few: text, place, and SVG's `text-anchor`.
+
+    A name stands above the centre of its class, or below it at the upper edge; near the left and
+    the right edge it extends inwards.
+    """
+    found = []
+    for label, (x, y) in made.centres.items() if len(names) <= _NAMED else ():
+        anchor = "start" if x < SPAN / 3 else "end" if x > 2 * SPAN / 3 else "middle"
+        beside = _BESIDE if y < _EDGE else -_BESIDE
+        found.append((cut(names[label]), x, round(y + beside, 1), anchor))
+    return found
 
 
 def principal(values: Array) -> tuple[Array, tuple[float, float]]:

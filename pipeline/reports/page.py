@@ -25,7 +25,7 @@ from pipeline.evaluation.metrics import (
 from pipeline.evaluation.slices import Slice, slices
 from pipeline.reports.charts import curve_charts, reliability_chart
 from pipeline.reports.explained import SIDE as TILE
-from pipeline.reports.explained import Explained, colours, tiles
+from pipeline.reports.explained import Explained, captions, colours, tiles
 from pipeline.reports.images import confusion, data_uri, smaller, sprite
 from pipeline.reports.notes import groups_of
 from pipeline.system.errors import in_percent
@@ -212,6 +212,7 @@ def _explained(explained: Explained, predictions: Predictions) -> dict[str, Any]
         if len(chosen)
         else None,
         "scatter": explained.scatter,
+        "captions": captions(explained.scatter, names) if explained.scatter else [],
         "lacking": explained.lacking,
         "colours": colours(len(names)),
     }

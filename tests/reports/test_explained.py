@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from pipeline.data.values import Predictions, Split
-from pipeline.reports.explained import POINTS, overlay, principal, scatter, spread
+from pipeline.reports.explained import (
+    POINTS,
+    Scatter,
+    captions,
+    overlay,
+    principal,
+    scatter,
+    spread,
+)
 
 
 def predictions(labels: list[int], guesses: list[int]) -> Predictions:
@@ -47,6 +55,17 @@ def test_few_or_equal_features_have_places_as_well(values: np.ndarray) -> None:
     places, shares = principal(values)
     assert places.shape == (len(values), 2)
     assert np.isfinite([*places.ravel(), *shares]).all()
+
+
+def test_names_of_classes_extend_into_the_picture_and_leave_their_centres_free() -> None:
+    centres = {0: (10.0, 500.0), 1: (500.0, 39.0), 2: (990.0, 1000.0)}
+    made = Scatter(points=(), shares=(1.0, 0.0), centres=centres, images=3)
+    assert captions(made, ["ant", "bee", "c" * 40]) == [
+        ("ant", 10.0, 476.0, "start"),
+        ("bee", 500.0, 63.0, "middle"),
+        ("c" * 35 + "…", 990.0, 976.0, "end"),
+    ]
+    assert captions(made, ["ant"] * 31) == []
 
 
 def test_points_carry_class_and_mistake_and_lie_within_the_picture() -> None:
