@@ -13,7 +13,7 @@ import os
 import re
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from itertools import accumulate, islice
@@ -41,20 +41,21 @@ GROUP_BYTES = 2**28
 """Most bytes of the row groups in memory, if these are more than _GROUPS."""
 
 
-def named(file: Any, name: str) -> dict[str, Sequence[str | None]]:
+def named(file: Any, name: str, texts: Collection[str]) -> dict[str, Sequence[str | None]]:
     """The names of the pictures of an open `ParquetFile`, by column; None where a row has none.
 
-    A column holds pictures if its values are bytes, though not `texts_in` them nor short ones that
-    begin as no picture does (checksums, say), or have a field `bytes` beside the `path` that the
-    file had. Those that hold only paths have these as names.
+    A column holds pictures if its values are bytes, or have a field `bytes` beside the `path` that
+    the file had. Those that hold only paths have these as names. No pictures are the columns of
+    bytes that hold `texts` (`texts_in`), and short values that begin as no picture does, such as
+    checksums.
     """
-    schema, rows, texts = file.schema_arrow, file.metadata.num_rows, texts_in(file)
+    schema, rows = file.schema_arrow, file.metadata.num_rows
     found: dict[str, Sequence[str | None]] = {}
     for field in schema:
         leaf, paths = _leaf(field), [None] * rows
         if leaf is None or "/" in field.name or field.name in texts:
             continue
-        if leaf == field.name and (short := _short_values(file, leaf)) and not _a_picture(short):
+        if leaf == field.name and (short := _short_values(file, leaf)) and not _any_picture(short):
             continue
         if leaf != field.name and "path" in {one.name for one in field.type}:
             column = file.read(columns=[f"{field.name}.path"]).column(field.name)
@@ -88,7 +89,7 @@ def _reads_as_text(file: Any, column: str) -> bool:
         return False
 
 
-def _a_picture(values: list[bytes]) -> bool:
+def _any_picture(values: list[bytes]) -> bool:
     """Whether one of these values begins as a picture does."""
     for value in values:
         with suppress(Exception):  # of many kinds

@@ -271,7 +271,7 @@ def _parquet(content: bytes | mmap, name: str) -> Table:
             for column, names in embedded.classes_in(schema).items()
             if column in plain
         }
-        pictures = embedded.named(file, PurePosixPath(name).name)
+        pictures = embedded.named(file, PurePosixPath(name).name, bytes_of_texts)
     except RequestError:
         raise
     except Exception as error:  # of many kinds for a damaged file
