@@ -201,6 +201,7 @@ def _inherited(threads: int) -> Iterator[None]:
     Values that the user has set stay.
     """
     added = left_unset(dict.fromkeys(THREAD_VARIABLES, str(threads)))
+    empty = {name: "" for name in added if name in os.environ}
     resource_tracker.ensure_running()  # its start unblocks signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     os.environ.update(added)
@@ -209,6 +210,7 @@ def _inherited(threads: int) -> Iterator[None]:
     finally:
         for name in added:
             del os.environ[name]
+        os.environ.update(empty)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 

@@ -279,6 +279,7 @@ def test_a_worker_has_its_share_of_threads_and_the_parents_environment_stays(
     with Pool(1, threads=3) as pool:
         [theirs] = results(pool, lambda: dict(os.environ))
     assert {theirs[name] for name in pools.THREAD_VARIABLES} == {"3"}
+    assert dict(os.environ) == before | {"OMP_NUM_THREADS": ""}
 
 
 def test_the_variables_are_set_before_a_script_imports_anything(tmp_path: Path) -> None:
