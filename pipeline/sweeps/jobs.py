@@ -29,6 +29,7 @@ from pipeline.sweeps.outcomes import FINISHED, Outcome
 from pipeline.sweeps.ranges import numbers
 from pipeline.system.errors import RequestError
 from pipeline.system.secrets import hide_word
+from pipeline.tracking.values import SEED
 
 ABOUT_SWEEPS = ("sweep=", "sweep.", "hydra")
 PARENTS_ALONE = ("sweep.storage", "sweep.study", "sweep.resume", "sweep.preview")
@@ -334,7 +335,7 @@ def short_keys(keys: Iterable[str]) -> dict[str, str]:
     parts = {key: text.split(".") for key, text in plain.items()}
     names = {key: _SHORT.get(last[-1], last[-1]) for key, last in parts.items()}
     while repeated := {
-        name for name, count in Counter(["seed", *names.values()]).items() if count > 1
+        name for name, count in Counter([SEED, *names.values()]).items() if count > 1
     }:
         longer = {
             key: ".".join(parts[key][-(name.count(".") + 2) :])
