@@ -144,7 +144,7 @@ def main() -> int:
 
 
 def _values_in_line(told: str, words: Sequence[str]) -> str:
-    """A message with the values of these words, each of which may have line breaks, in a line."""
+    """The message, with each value that was typed in these words on one line."""
     for value in (word.partition("=")[2].strip("'\" ") for word in words):
         if "\n" in value.strip():
             told = told.replace(value, as_line(value))

@@ -178,7 +178,7 @@ def _bad_key(error: OmegaConfBaseException, asked: str = "") -> str:
 
 
 def _of_default(error: OmegaConfBaseException, key: str) -> str:
-    """Where a key that the chosen file of a group leaves out is, if the group has defaults."""
+    """Says where a chosen file gets the keys that it lacks; empty if its group has no defaults."""
     root, group = error.parent_node and error.parent_node._get_root(), key.partition(".")[0]
     file = root and OmegaConf.select(root, f"hydra.runtime.choices.{group}")
     if file in (None, "default") or group in GROUPS:  # a leaf sets what its builder takes

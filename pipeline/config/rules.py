@@ -280,7 +280,7 @@ def function_named(module: str, name: str) -> Callable[..., Any]:
 
 @contextmanager
 def named_in_errors(function: str, *passing: type[Exception]) -> Iterator[None]:
-    """Errors of a function of the user's own name it; those of others pass, and of these types.
+    """Names a function of the user's own in its errors; `passing` ones and those of others stay.
 
     Raises:
         PipelineError: the function failed.
