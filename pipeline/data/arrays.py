@@ -50,7 +50,7 @@ Part = TypeVar("Part")
 def from_idx(
     path: str, *, prefix: str | None, transpose: bool | None, class_names: Sequence[str] | None
 ) -> RawData:
-    """A data set of IDX files: images u8[N,H,W,1], in a folder or archive, gzipped or not.
+    """A data set of IDX files: images u8[N,H,W,C], in a folder or archive, gzipped or not.
 
     `prefix` chooses one of several sets (`emnist-letters`). `transpose` exchanges height and width;
     None does so for files of EMNIST only. Names of classes come from `class_names`, a
@@ -67,14 +67,9 @@ def from_idx(
         file = place.root / name
         with place.opened(name) as opened:
             values = decoded(decompressed(file, opened))
-        if values.ndim != (3 if what == _IMAGES else 1):
-            raise RequestError(
-                f"{printable(file)} holds an array of {values.ndim} dimensions, not {what}"
-            )
-        if what == _IMAGES:
-            values = values.swapaxes(1, 2) if transpose else values
-            values = values[..., np.newaxis]
-        arrays[split, what] = values
+        where = printable(file)
+        values = _images(values, where) if what == _IMAGES else _labels(values, where)
+        arrays[split, what] = values.swapaxes(1, 2) if what == _IMAGES and transpose else values
     mapped = _characters(place, chosen, found.values()) if class_names is None else None
     turned = ", transposed" if transpose else ""
     return _raw_data(
@@ -255,7 +250,7 @@ def _part_of(key: str) -> tuple[str, str] | None:
 def _images(array: Array, where: str) -> Array:
     if array.dtype != np.uint8:
         advice = ADVICE.get(array.dtype.kind, "")
-        raise RequestError(f"{where} holds {array.dtype}, not uint8 with values 0–255{advice}")
+        raise RequestError(f"{where} holds {array.dtype.name}, not uint8 with values 0–255{advice}")
     if array.ndim == 3 and (1 in array.shape[1:] or array.shape[2] == COLOURS):
         one = "x[:, 0]" if array.shape[1] == 1 else "x[..., 0]" if array.shape[2] == 1 else "x"
         raise RequestError(
@@ -289,7 +284,7 @@ def _labels(array: Array, where: str) -> Array:
     if array.dtype.kind == "f" and np.isfinite(array).all() and (array == np.rint(array)).all():
         array = array.astype(np.int64)
     if array.dtype.kind not in "biuU":
-        raise RequestError(f"{where} holds {array.dtype}; labels are whole numbers or texts")
+        raise RequestError(f"{where} holds {array.dtype.name}; labels are whole numbers or texts")
     return np.asarray(array)
 
 

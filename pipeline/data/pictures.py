@@ -30,7 +30,8 @@ FITS = ("pad", "crop", "stretch")
 PAD = FITS[0]  # the default of every model
 ARRAY_CHANNELS = (1, 2, 3, 4)  # grey, grey with alpha, RGB, RGBA
 ADVICE = {  # by numpy's kind of dtype
-    "f": "; convert with (x * 255).round().astype('uint8') if its values range from 0 to 1",
+    "f": "; convert with (x * 255).round().astype('uint8') if its values range from 0 to 1, "
+    "with x.round().astype('uint8') if from 0 to 255",
     "b": "; convert with x.astype('uint8') * 255",
     "i": "; convert with x.astype('uint8') if its values are 0–255",
     "u": "; convert with x.astype('uint8') if its values are 0–255",

@@ -173,7 +173,7 @@ def test_a_stack_is_the_array_itself_and_no_copy() -> None:
 @pytest.mark.parametrize(
     ("array", "reason"),
     [
-        (np.zeros((2, 4, 4), np.float32), r"holds float32, .* \(x \* 255\).* from 0 to 1$"),
+        (np.zeros((2, 4, 4), np.float32), r"float32, .* \(x \* 255\).* x.round.* from 0 to 255$"),
         (np.zeros((2, 4, 4), np.int64), "holds int64, .* x.astype.* if its values are 0–255$"),
         (np.zeros((2, 4, 4), bool), r"holds bool, .* \* 255$"),
         (np.zeros(5, np.uint8), r"shape \(5,\)"),
