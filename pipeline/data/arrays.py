@@ -494,12 +494,14 @@ def _content(place: Place, name: str, most: int = -1) -> tuple[bytes, str]:
 
 def _cifar_names(content: bytes, where: str, version: Cifar) -> tuple[str, ...]:
     if version.keys[1]:
-        names = _entries(content, where).get(version.keys[1])
+        found = _entries(content, where).get(version.keys[1])
+        given = found if isinstance(found, list) else []
     else:
-        names = content.decode("utf-8", "replace").split()
-    if not isinstance(names, list) or len({*map(str, names)}) < max(2, len(names)):
+        given = content.decode("utf-8", "replace").split()
+    names = [_string(one) for one in given if isinstance(one, str | bytes)]
+    if len({*names}) < max(2, len(given)):
         raise RequestError(f"{where} does not hold the names of the classes")
-    return tuple(as_line(_string(one)) for one in names)
+    return tuple(map(as_line, names))
 
 
 def _cifar_part(content: bytes, where: str, version: Cifar, classes: int) -> tuple[Array, Array]:
@@ -513,20 +515,19 @@ def _cifar_part(content: bytes, where: str, version: Cifar, classes: int) -> tup
             )
         rows = np.frombuffer(content, np.uint8).reshape(-1, record)
         images: Any = rows[:, version.label_bytes :]
-        labels = rows[:, version.label]
+        labels = rows[:, version.label].tolist()
     else:
         entries = _entries(content, where)
-        images, given = entries.get("data"), entries.get(version.keys[0])
-        whole = isinstance(given, list) and all(type(one) is int for one in given)
+        images, labels = entries.get("data"), entries.get(version.keys[0])
+        whole = isinstance(labels, list) and all(type(one) is int for one in labels)
         if not isinstance(images, np.ndarray) or images.shape[1:] != (pixels,) or not whole:
             raise RequestError(f"{where} is damaged: it lacks data or {version.keys[0]} of CIFAR")
-        labels = np.array(given, np.int64)
     if len(images) != len(labels) or not len(labels):
         raise RequestError(f"{where} is damaged: {len(images)} images, {len(labels)} labels")
-    if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise RequestError(f"{where}: label {int(labels.max())}, but there are {classes} classes")
+    if not 0 <= min(labels) <= max(labels) < classes:
+        raise RequestError(f"{where}: label {max(labels)}, but there are {classes} classes")
     planes = images.reshape(-1, COLOURS, _SIDE, _SIDE)
-    return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels.astype(np.int32)
+    return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), np.array(labels, np.int32)
 
 
 def _entries(content: bytes, where: str) -> dict[str, Any]:
@@ -606,6 +607,8 @@ class _Opcodes:
             list.extend(self.stack[-1], values)
         elif name in ("SETITEMS", "SETITEM"):
             values = self.take(-2 if name == "SETITEM" else self.marks.pop())
+            if any(isinstance(key, tuple) for key in values[::2]):
+                raise ValueError("a key is a tuple")  # deep ones exhaust the stack of the process
             dict.update(self.stack[-1], zip(values[::2], values[1::2], strict=True))
         else:
             return False

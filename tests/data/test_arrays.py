@@ -470,6 +470,30 @@ def test_a_pickle_that_calls_something_is_refused_without_a_call(
     assert not (tmp_path / "called").exists()
 
 
+DEEP = b")" + b"\x85" * 300_000  # a tuple in a tuple in a tuple …
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("test_batch", b"\x80\x02}" + DEEP + b"K\x01s.", "is damaged or no part of CIFAR"),
+        ("batches.meta", b"\x80\x02}U\x0blabel_names](" + DEEP + b"K\x02es.", "not hold the names"),
+        (
+            "test_batch",
+            pickled(labels=[2**70] * 2, data=PLANES[:2].reshape(2, -1)),
+            f"label {2**70}, but there are 10 classes",
+        ),
+    ],
+    ids=["deep key", "deep name", "large label"],
+)
+def test_a_pickle_of_values_that_no_set_has_is_refused(
+    name: str, content: bytes, reason: str, tmp_path: Path
+) -> None:
+    files = cifar10_files(python=True) | {f"cifar-10-batches-py/{name}": content}
+    path = placed(tmp_path, "folder", files)
+    assert reason in refusal(lambda: from_cifar(str(path), fine=None), path)
+
+
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_plain_values_of_a_pickle_are_those_that_were_pickled(protocol: int) -> None:
     value = {b"a": [1, -300, 2**40, True, None], "ü": (1, (2, 3)), b"b": b"\xff" * 300, "e": ()}
