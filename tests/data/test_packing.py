@@ -232,7 +232,7 @@ def test_pointers_of_git_lfs_are_told_from_damaged_files(tmp_path: Path) -> None
 
 def test_bad_files_are_refused_if_asked_for_or_too_many(folder: Path, tmp_path: Path) -> None:
     (folder / "cat/empty.jpg").write_bytes(b"")
-    told = "1 of 21 files cannot be read: cat/empty.jpg: not an image in a readable format"
+    told = "1 of 21 files cannot be read: cat/empty.jpg: is empty"
     with pytest.raises(RequestError, match=f"dataset.on_bad=refuse: {told}"):
         read(folder, tmp_path / "data", on_bad="refuse")
     with pytest.raises(RequestError, match=f"dataset.max_bad=0.01: {told}"):
