@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -267,6 +268,16 @@ def test_a_failing_disk_is_no_bad_file_and_nothing_is_read_twice_afterwards(
     before = len(decoded)
     read(folder, tmp_path / "data")
     assert len(decoded) - before <= 20 - before + 2 * packing.THREADS
+
+
+def test_a_disk_that_takes_no_more_is_told_with_the_file(folder: Path, tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: .*/\.packing-\w{16}/images\.npy"):
+            read(folder, tmp_path / "data")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_other_processes_wait_until_the_copy_is_in_place_and_the_working_folder_removed(
