@@ -182,8 +182,12 @@ def test_files_that_cannot_be_read_are_named_and_never_replaced(
     raw = read(folder, tmp_path / "data")
     assert raw.index is not None
     assert [file for file, _ in raw.index.unreadable] == [f"cat/{name}" for name in sorted(BAD)]
-    assert {reason for _, reason in raw.index.unreadable} == {"not an image in a readable format"}
-    assert "3 of 23 files cannot be read: cat/empty.jpg: not an image" in caplog.text
+    assert [reason for _, reason in raw.index.unreadable] == [
+        "is empty",
+        "not an image in a readable format",
+        "is a web page instead of the picture; fetch it again",
+    ]
+    assert "3 of 23 files cannot be read: cat/empty.jpg: is empty; cat/null.png" in caplog.text
     assert len(raw.train) + len(raw.test) == 20
     put(folder / "dog/new.png", noise(44))
     assert len(decoded) == 23
