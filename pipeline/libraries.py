@@ -49,7 +49,7 @@ def import_slow(module: str) -> ModuleType:
 def configure_libraries() -> None:
     """Sets the environment variables that slow libraries read when imported, and silences one.
 
-    A plot shows boxes in place of characters that its font lacks; Matplotlib warns of each.
+    A plot shows boxes in place of characters that no font has; Matplotlib warns of each.
 
     Raises:
         RequestError: KERAS_BACKEND names a backend other than TensorFlow, or this is Windows.

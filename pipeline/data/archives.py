@@ -290,7 +290,8 @@ def _mapped(file: IO[bytes], size: int) -> Array:
         shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
     if dtype.hasobject:
         raise ValueError(
-            "holds Python objects, which are never loaded; make texts by y.astype(str)"
+            "holds Python objects, which are never loaded; make texts by y.astype(str), one array "
+            "of images by np.stack(x)"
         )
     start, count = file.tell(), math.prod(shape)
     if start + count * dtype.itemsize != size:

@@ -50,7 +50,7 @@ Part = TypeVar("Part")
 def from_idx(
     path: str, *, prefix: str | None, transpose: bool | None, class_names: Sequence[str] | None
 ) -> RawData:
-    """A data set of IDX files: images u8[N,H,W,1], in a folder or archive, gzipped or not.
+    """A data set of IDX files: images u8[N,H,W,C], in a folder or archive, gzipped or not.
 
     `prefix` chooses one of several sets (`emnist-letters`). `transpose` exchanges height and width;
     None does so for files of EMNIST only. Names of classes come from `class_names`, a
@@ -67,14 +67,9 @@ def from_idx(
         file = place.root / name
         with place.opened(name) as opened:
             values = decoded(decompressed(file, opened))
-        if values.ndim != (3 if what == _IMAGES else 1):
-            raise RequestError(
-                f"{printable(file)} holds an array of {values.ndim} dimensions, not {what}"
-            )
-        if what == _IMAGES:
-            values = values.swapaxes(1, 2) if transpose else values
-            values = values[..., np.newaxis]
-        arrays[split, what] = values
+        where = printable(file)
+        values = _images(values, where) if what == _IMAGES else _labels(values, where)
+        arrays[split, what] = values.swapaxes(1, 2) if what == _IMAGES and transpose else values
     mapped = _characters(place, chosen, found.values()) if class_names is None else None
     turned = ", transposed" if transpose else ""
     return _raw_data(
@@ -255,7 +250,7 @@ def _part_of(key: str) -> tuple[str, str] | None:
 def _images(array: Array, where: str) -> Array:
     if array.dtype != np.uint8:
         advice = ADVICE.get(array.dtype.kind, "")
-        raise RequestError(f"{where} holds {array.dtype}, not uint8 with values 0–255{advice}")
+        raise RequestError(f"{where} holds {array.dtype.name}, not uint8 with values 0–255{advice}")
     if array.ndim == 3 and (1 in array.shape[1:] or array.shape[2] == COLOURS):
         one = "x[:, 0]" if array.shape[1] == 1 else "x[..., 0]" if array.shape[2] == 1 else "x"
         raise RequestError(
@@ -289,7 +284,7 @@ def _labels(array: Array, where: str) -> Array:
     if array.dtype.kind == "f" and np.isfinite(array).all() and (array == np.rint(array)).all():
         array = array.astype(np.int64)
     if array.dtype.kind not in "biuU":
-        raise RequestError(f"{where} holds {array.dtype}; labels are whole numbers or texts")
+        raise RequestError(f"{where} holds {array.dtype.name}; labels are whole numbers or texts")
     return np.asarray(array)
 
 
@@ -499,12 +494,14 @@ def _content(place: Place, name: str, most: int = -1) -> tuple[bytes, str]:
 
 def _cifar_names(content: bytes, where: str, version: Cifar) -> tuple[str, ...]:
     if version.keys[1]:
-        names = _entries(content, where).get(version.keys[1])
+        found = _entries(content, where).get(version.keys[1])
+        given = found if isinstance(found, list) else []
     else:
-        names = content.decode("utf-8", "replace").split()
-    if not isinstance(names, list) or len({*map(str, names)}) < max(2, len(names)):
+        given = content.decode("utf-8", "replace").split()
+    names = [_string(one) for one in given if isinstance(one, str | bytes)]
+    if len({*names}) < max(2, len(given)):
         raise RequestError(f"{where} does not hold the names of the classes")
-    return tuple(as_line(_string(one)) for one in names)
+    return tuple(map(as_line, names))
 
 
 def _cifar_part(content: bytes, where: str, version: Cifar, classes: int) -> tuple[Array, Array]:
@@ -518,20 +515,19 @@ def _cifar_part(content: bytes, where: str, version: Cifar, classes: int) -> tup
             )
         rows = np.frombuffer(content, np.uint8).reshape(-1, record)
         images: Any = rows[:, version.label_bytes :]
-        labels = rows[:, version.label]
+        labels = rows[:, version.label].tolist()
     else:
         entries = _entries(content, where)
-        images, given = entries.get("data"), entries.get(version.keys[0])
-        whole = isinstance(given, list) and all(type(one) is int for one in given)
+        images, labels = entries.get("data"), entries.get(version.keys[0])
+        whole = isinstance(labels, list) and all(type(one) is int for one in labels)
         if not isinstance(images, np.ndarray) or images.shape[1:] != (pixels,) or not whole:
             raise RequestError(f"{where} is damaged: it lacks data or {version.keys[0]} of CIFAR")
-        labels = np.array(given, np.int64)
     if len(images) != len(labels) or not len(labels):
         raise RequestError(f"{where} is damaged: {len(images)} images, {len(labels)} labels")
-    if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise RequestError(f"{where}: label {int(labels.max())}, but there are {classes} classes")
+    if not 0 <= min(labels) <= max(labels) < classes:
+        raise RequestError(f"{where}: label {max(labels)}, but there are {classes} classes")
     planes = images.reshape(-1, COLOURS, _SIDE, _SIDE)
-    return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels.astype(np.int32)
+    return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), np.array(labels, np.int32)
 
 
 def _entries(content: bytes, where: str) -> dict[str, Any]:
@@ -611,6 +607,8 @@ class _Opcodes:
             list.extend(self.stack[-1], values)
         elif name in ("SETITEMS", "SETITEM"):
             values = self.take(-2 if name == "SETITEM" else self.marks.pop())
+            if any(isinstance(key, tuple) for key in values[::2]):
+                raise ValueError("a key is a tuple")  # deep ones exhaust the stack of the process
             dict.update(self.stack[-1], zip(values[::2], values[1::2], strict=True))
         else:
             return False

@@ -97,7 +97,7 @@ def load_or_build(folder: Path, build: Callable[[], Content], *, verify: bool = 
             log.warning("The cache %s is damaged (%s); rebuilding it", folder, damage)
         _remove_leftovers(folder)
         arrays, meta = build()
-        with _naming(folder), replacing(folder) as part:
+        with naming(folder), replacing(folder) as part:
             _write(part, arrays, meta)
         _take_over(arrays, folder)
         return _load(folder, cached=False)
@@ -337,7 +337,7 @@ def _digest(value: Any) -> str:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """Adds the entry's path to errors while writing; the error of a full disk names no file."""
     try:
         yield

@@ -230,7 +230,7 @@ def idx(
     class_names: ClassNames | None,
     exclude: Exclude = None,
 ) -> RawData:
-    """A data set of IDX files, as MNIST, KMNIST, EMNIST and their like: images u8[N,H,W,1].
+    """A data set of IDX files, as MNIST, KMNIST, EMNIST and their like: images u8[N,H,W,C].
 
     Raises:
         RequestError: a file is missing or damaged, or files do not fit together.

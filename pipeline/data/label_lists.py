@@ -265,11 +265,14 @@ def _parquet(content: bytes | mmap, name: str) -> Table:
         read = parquet.ParquetFile(pyarrow.BufferReader(content), read_dictionary=texts).read(
             columns=plain
         )
-        columns: dict[str, Sequence[Any]] = {name: _values(read.column(name)) for name in plain}
+        found = {name: _values(read.column(name)) for name in plain}
+        columns: dict[str, Sequence[Any]] = {
+            name: values for name, values in found.items() if values is not None
+        }
         classes = {
             column: [_named(number, names) for number in columns[column]]
             for column, names in embedded.classes_in(schema).items()
-            if column in plain
+            if column in columns
         }
         pictures = embedded.named(file, PurePosixPath(name).name, bytes_of_texts)
     except RequestError:
@@ -313,7 +316,8 @@ def _is_number(kind: Any) -> bool:
     return any(test(kind) for test in (*tests, types.is_temporal))
 
 
-def _values(column: Any) -> list[Any]:
+def _values(column: Any) -> list[Any] | None:
+    """The values of a column; None for times that Python does not have, as in the year 10000."""
     made: list[Any] = []
     for chunk in column.chunks:
         if pyarrow.types.is_dictionary(chunk.type):
@@ -323,7 +327,12 @@ def _values(column: Any) -> list[Any]:
             ]
             made += (None if one is None else known[one] for one in chunk.indices.to_pylist())
         else:
-            made += chunk.to_pylist()
+            try:
+                made += chunk.to_pylist()
+            except (OverflowError, ValueError):
+                if pyarrow.types.is_temporal(chunk.type):
+                    return None
+                raise
     return made
 
 

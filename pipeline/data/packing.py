@@ -362,10 +362,10 @@ class _Work:
     def add(self, images: Array, records: Sequence[_Record]) -> None:
         """Appends images u8[m,H,W,C] with their records, whose rows count from 0."""
         placed = [replace(one, row=self.rows + one.row) if one.row >= 0 else one for one in records]
-        with self.images.open("ab") as file:
+        with cache.naming(self.images), self.images.open("ab") as file:
             file.write(np.ascontiguousarray(images).data)
         self.rows += len(images)
-        with self.journal.open("a", encoding="ascii") as file:
+        with cache.naming(self.journal), self.journal.open("a", encoding="ascii") as file:
             file.write(json.dumps([self.rows, [list(vars(one).values()) for one in placed]]) + "\n")
         self.records |= {one.file: one for one in placed}
 

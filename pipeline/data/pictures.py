@@ -30,7 +30,8 @@ FITS = ("pad", "crop", "stretch")
 PAD = FITS[0]  # the default of every model
 ARRAY_CHANNELS = (1, 2, 3, 4)  # grey, grey with alpha, RGB, RGBA
 ADVICE = {  # by numpy's kind of dtype
-    "f": "; convert with (x * 255).round().astype('uint8') if its values range from 0 to 1",
+    "f": "; convert with (x * 255).round().astype('uint8') if its values range from 0 to 1, "
+    "with x.round().astype('uint8') if from 0 to 255",
     "b": "; convert with x.astype('uint8') * 255",
     "i": "; convert with x.astype('uint8') if its values are 0–255",
     "u": "; convert with x.astype('uint8') if its values are 0–255",
@@ -59,7 +60,12 @@ _TURNS = {  # what makes a picture upright, by its other values
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = (5, 6, 7, 8)  # those that exchange height and width
-_LFS = b"version https://git-lfs"  # how a pointer of Git LFS begins
+_OTHER = {  # files with the ending of a picture that are none we read, by how they begin
+    rb"\Z": "is empty",
+    rb"version https://git": "is a pointer of Git LFS instead of the picture; type git lfs pull",
+    rb"(?s:....)ftyp(hei|hev|mif1|msf1)": "is HEIC; convert it to JPEG or PNG",
+    rb"(?i)\s*<(!doctype|html)": "is a web page instead of the picture; fetch it again",
+}
 _ICONS = b"\0\0\1\0"  # how a file of icons begins
 _LARGEST_ICON = 2**20  # pixels
 _LATE = ("ICO", "TGA")  # Pillow decodes an icon as it opens it, and takes much for a TGA
@@ -169,19 +175,16 @@ def recognised(file: BinaryIO, formats: tuple[str, ...] = FORMATS) -> Picture:
         pixels = f"{int(size[0]):,}" if size else "too many"
         raise ValueError(f"has {pixels} pixels; make it smaller") from error
     except UnidentifiedImageError as error:
-        if _begins(file, _LFS):
-            reason = "is a pointer of Git LFS instead of the picture; type git lfs pull"
-            raise ValueError(reason) from error
+        file.seek(0)
+        start = file.read(64)
+        for other, reason in _OTHER.items():
+            if re.match(other, start):
+                raise ValueError(reason) from error
         raise
 
 
 def _too_large(pixels: int, needed: int) -> str:
     return f"has {pixels:,} pixels, which take {needed / 1e6:,.0f} MB to decode; make it smaller"
-
-
-def _begins(file: BinaryIO, start: bytes) -> bool:
-    file.seek(0)
-    return file.read(len(start)) == start
 
 
 def _require_small_icon(file: BinaryIO) -> None:
@@ -194,7 +197,8 @@ def _require_small_icon(file: BinaryIO) -> None:
     from PIL.IcoImagePlugin import IcoFile
     from PIL.PngImagePlugin import PngImageFile
 
-    if not _begins(file, _ICONS):
+    file.seek(0)
+    if file.read(len(_ICONS)) != _ICONS:
         return
     file.seek(0)
     try:

@@ -1,7 +1,7 @@
 """Finds the four IDX files of a data set: takes the first source with the pinned content.
 
 Every source yields a folder on this machine, so one function reads and verifies them all. IDX is
-the format of MNIST and its descendants: a big-endian header, then plain bytes (Y. LeCun,
+the format of MNIST and its descendants: a big-endian header, then plain values (Y. LeCun,
 C. Cortes, C. Burges, "The MNIST database of handwritten digits", file formats).
 """
 
@@ -50,7 +50,8 @@ STALL_S = 20.0
 """Seconds for which a download may stall."""
 PACKAGE_S = 300.0
 """Seconds that each step of apt-get may take."""
-_DIMENSIONS = {0x00000801: 1, 0x00000803: 3}  # labels, images; both of unsigned bytes
+_DTYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}  # by the third byte
+_DIMENSIONS = range(1, 5)
 _LARGEST = 2**30  # bytes; far above any data set in this format
 _CHUNK = 2**20  # bytes
 # A gzip file may unpack to so many times its size (images: about ten), and always to _ALWAYS bytes.
@@ -351,49 +352,70 @@ def decompressed(path: Path, opened: BinaryIO | None = None) -> bytes:
 
 
 def decoded(content: bytes) -> Array:
-    """The values of an IDX file: images u8[N,H,W] or labels u8[N], a read-only view.
+    """The values of an IDX file, a read-only view: images u8[N,H,W], labels u8[N], or as declared.
 
     Raises:
         ValueError: the header is wrong or does not match the number of bytes.
     """
-    shape = _shape(content)
-    _check_length(content, shape)
-    return np.frombuffer(content, np.uint8, offset=_offset(shape)).reshape(shape)
+    header = _header(content)
+    _check_length(content, header)
+    values = np.frombuffer(content, header.dtype, offset=header.length)
+    return values.reshape(header.shape)
 
 
 def _whole(stream: BinaryIO, *, most: int = _LARGEST) -> bytes:
     content = bytearray(stream.read(_CHUNK))
-    shape = _shape(content)
-    if math.prod(shape) > most:
+    header = _header(content)
+    if header.declared > most:
         raise ValueError(
-            f"its IDX header declares {math.prod(shape):,} bytes, more than {_RATIO} times the file"
+            f"its IDX header declares {header.declared:,} bytes, more than {_RATIO} times the file"
         )
     # Reading to the end, even after the last expected byte, makes gzip check its CRC.
-    while len(content) <= _offset(shape) + math.prod(shape) and (part := stream.read(_CHUNK)):
+    while len(content) <= header.length + header.declared and (part := stream.read(_CHUNK)):
         content += part
-    _check_length(content, shape)
+    _check_length(content, header)
     return bytes(content)
 
 
-def _shape(content: bytes | bytearray) -> tuple[int, ...]:
-    magic = int.from_bytes(content[:4], "big")
-    if len(content) < 4 or magic not in _DIMENSIONS:
-        raise ValueError(f"not an IDX file of images or labels (it starts with 0x{magic:08x})")
-    dimensions = _DIMENSIONS[magic]
+@dataclass(frozen=True, kw_only=True)
+class _Header:
+    """What an IDX file declares: the `dtype` of its values and their `shape`."""
+
+    dtype: np.dtype[np.generic]
+    shape: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        """Bytes of the header."""
+        return 4 + 4 * len(self.shape)
+
+    @property
+    def declared(self) -> int:
+        """Bytes of all values."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def _header(content: bytes | bytearray) -> _Header:
+    start = bytes(content[:4])
+    if (
+        len(start) < 4
+        or start[:2] != b"\0\0"
+        or start[2] not in _DTYPES
+        or start[3] not in _DIMENSIONS
+    ):
+        raise ValueError(f"not an IDX file (it starts with 0x{start.hex()})")
+    dimensions = start[3]
     if len(content) < 4 + 4 * dimensions:
         raise ValueError(f"its IDX header is truncated after {len(content)} bytes")
     shape = struct.unpack_from(f">{dimensions}I", content, 4)
-    if not 0 < math.prod(shape) <= _LARGEST:
+    header = _Header(dtype=np.dtype(_DTYPES[start[2]]), shape=shape)
+    if not 0 < header.declared <= _LARGEST:
         raise ValueError(f"its IDX header gives impossible dimensions {list(shape)}")
-    return shape
+    return header
 
 
-def _offset(shape: tuple[int, ...]) -> int:
-    return 4 + 4 * len(shape)
-
-
-def _check_length(content: bytes | bytearray, shape: tuple[int, ...]) -> None:
-    expected = _offset(shape) + math.prod(shape)
+def _check_length(content: bytes | bytearray, header: _Header) -> None:
+    expected = header.length + header.declared
     if len(content) < expected:
         raise ValueError(f"truncated: {len(content)} bytes, but its header declares {expected}")
     if len(content) > expected:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 sklearn = lazy_loader.load("sklearn")
 
 _TRAIN, VALIDATION = "#1f77b4", "#d95f02"
+_MANY = 20  # classes; the confusion matrix of more has smaller cells and no zeros
 _MISTAKES = 5  # rows, and columns, of the grid
 _LONGEST = 36  # characters of a class's name; longer ones are cut
 _CAPTION = 18  # characters of one above a mistake, with its confidence, beside the next mistake
@@ -118,15 +119,18 @@ def augmentation(fitted: Fitted) -> Figure:
 
 
 def confusion_matrix(predictions: Predictions) -> Figure:
-    """Images by true and predicted class, of the MOST_CLASSES classes with the most mistakes."""
+    """Images by true and predicted class, of the MOST_CLASSES classes with the most mistakes.
+
+    With more than _MANY classes, cells are smaller and zeros are not written.
+    """
     names, shown = _names(predictions), most_confused(predictions, MOST_CLASSES)
-    longest = max(len(names[label]) for label in shown)
-    side = 2.5 + 0.6 * len(shown) + max(0.0, _LETTER * (longest - _SHORT))
+    longest, cell = max(len(names[label]) for label in shown), 0.6 if len(shown) <= _MANY else 0.4
+    side = 2.5 + cell * len(shown) + max(0.0, _LETTER * (longest - _SHORT))
     fig = empty_figure(side, side)
     axes = fig.subplots()
     counts = confusion_counts(predictions, shown)
     largest = counts.max(initial=0)
-    sklearn.metrics.ConfusionMatrixDisplay(
+    display = sklearn.metrics.ConfusionMatrixDisplay(
         counts,
         display_labels=[names[label] for label in shown],
     ).plot(
@@ -134,9 +138,12 @@ def confusion_matrix(predictions: Predictions) -> Figure:
         cmap="Blues",
         colorbar=False,
         values_format="d",
-        text_kw={"fontsize": min(10, 50 / len(str(largest)))},
+        text_kw={"fontsize": min(10, cell * 83 / len(str(largest)))},
         ax=axes,
     )
+    if len(shown) > _MANY:
+        for text in display.text_[counts == 0]:
+            text.remove()
     for label in axes.get_xticklabels():
         label.set(ha="right", rotation_mode="anchor")
     title = f"{len(predictions.labels):,} images"

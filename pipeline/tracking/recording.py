@@ -22,6 +22,7 @@ from pipeline.config.schema import Tracking
 from pipeline.data.values import Evaluation, Predictions, Prepared
 from pipeline.system.files import remove, replacing
 from pipeline.system.folders import MODEL, claim, owner
+from pipeline.system.fonts import use_system_fonts
 from pipeline.system.secrets import hide, hide_param, hide_value
 from pipeline.tracking.client import Client, awaited, connect
 from pipeline.tracking.delivery import Delivery
@@ -266,6 +267,7 @@ class Recording:
         self.sizes.update(later)
         self.log_metrics({k: v for k, v in found.metrics.items() if k not in later})
         for name, figure in found.figures.items():
+            use_system_fonts(figure)
             with replacing(self._own("plots") / f"{name}.png") as path:
                 figure.savefig(path, dpi=120, pil_kwargs=FAST)
         for name, text in found.texts.items():

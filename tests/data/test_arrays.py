@@ -29,12 +29,13 @@ IMAGES = RNG.integers(0, 256, (6, 3, 4), np.uint8)
 LABELS = np.array([0, 1, 2, 0, 1, 2], np.uint8)
 
 
-def images_file(images: Array) -> bytes:
-    return struct.pack(">4I", 0x803, *images.shape) + images.tobytes()
+IDX_TYPES = {"uint8": 8, "int16": 11, "int32": 12, "float32": 13, "float64": 14}
 
 
-def labels_file(labels: Array) -> bytes:
-    return struct.pack(">2I", 0x801, len(labels)) + labels.tobytes()
+def idx_file(values: Array) -> bytes:
+    """An IDX file of values whose bytes are in the order that the format wants."""
+    shape = struct.pack(f">{values.ndim}I", *values.shape)
+    return bytes([0, 0, IDX_TYPES[values.dtype.name], values.ndim]) + shape + values.tobytes()
 
 
 def idx_files(
@@ -45,8 +46,8 @@ def idx_files(
     made = {}
     for split, part in (("train", slice(None)), (test, slice(3))):
         for what, content in (
-            ("images-idx3", images_file(IMAGES[part])),
-            ("labels-idx1", labels_file(labels[part])),
+            ("images-idx3", idx_file(IMAGES[part])),
+            ("labels-idx1", idx_file(labels[part])),
         ):
             name = pattern.format(split=split, what=what)
             made[name + ending] = pack(content)
@@ -103,15 +104,23 @@ def test_emnist_is_turned_upright_and_its_mapping_names_the_classes(tmp_path: Pa
     [
         ({"t10k-labels-idx1-ubyte": None}, "the test labels are missing; there are t10k-images"),
         ({"train-images-idx3-ubyte": None}, "the train images are missing"),
-        ({"t10k-labels-idx1-ubyte": labels_file(LABELS[:2])}, "3 images but 2 labels of test"),
-        ({"t10k-labels-idx1-ubyte": labels_file(LABELS[:3] + 7)}, "label 7 occurs in test but not"),
+        ({"t10k-labels-idx1-ubyte": idx_file(LABELS[:2])}, "3 images but 2 labels of test"),
+        ({"t10k-labels-idx1-ubyte": idx_file(LABELS[:3] + 7)}, "label 7 occurs in test but not"),
         (
-            {"t10k-labels-idx1-ubyte": images_file(IMAGES)},
-            "holds an array of 3 dimensions",
+            {"t10k-labels-idx1-ubyte": idx_file(IMAGES)},
+            "t10k-labels-idx1-ubyte has the shape [6, 3, 4]; labels are [N]",
         ),
-        ({"t10k-labels-idx1-ubyte": labels_file(LABELS)[:-1]}, "truncated"),
+        (
+            {"train-images-idx3-ubyte": idx_file(IMAGES.astype(">f4") / 255)},
+            "train-images-idx3-ubyte holds float32, not uint8 with values 0–255; convert with",
+        ),
+        (
+            {"train-images-idx3-ubyte": idx_file(IMAGES.reshape(6, 12))},
+            "has the shape [6, 12]; save x.reshape(-1, height, width)",
+        ),
+        ({"t10k-labels-idx1-ubyte": idx_file(LABELS)[:-1]}, "truncated"),
         ({"t10k-labels-idx1-ubyte": b""}, "not an IDX file"),
-        ({"val-images-idx3-ubyte": images_file(IMAGES)}, "the val labels are missing"),
+        ({"val-images-idx3-ubyte": idx_file(IMAGES)}, "the val labels are missing"),
     ],
 )
 @matrix(31)
@@ -125,6 +134,24 @@ def test_idx_files_that_do_not_fit_are_refused(
         {name: content for name, content in files.items() if content is not None},
     )
     assert reason in refusal(lambda: idx(path), path)
+
+
+@pytest.mark.parametrize("dtype", [">i2", ">i4", ">f8"])
+def test_idx_files_may_hold_images_in_colour_and_labels_of_other_types(
+    dtype: str, tmp_path: Path
+) -> None:
+    colour = RNG.integers(0, 256, (6, 3, 4, 3), np.uint8)
+    files = {
+        "emnist-train-images-idx4-ubyte": idx_file(colour),
+        "emnist-train-labels-idx1-ubyte": idx_file((LABELS - 1.0).astype(dtype)),
+        "emnist-test-images-idx4-ubyte.gz": gzip.compress(idx_file(colour)),
+        "emnist-test-labels-idx1-ubyte": idx_file(LABELS[:, np.newaxis] * 0),
+    }
+    raw = idx(placed(tmp_path, "folder", files))
+    assert np.array_equal(raw.train.images, colour.swapaxes(1, 2))
+    assert raw.train.labels.tolist() == LABELS.tolist()
+    assert raw.test.labels.tolist() == [1] * 6
+    assert raw.class_names == ("-1", "0", "1")
 
 
 def kept(folder: Path, kind: str, files: Mapping[str, bytes]) -> Path:
@@ -154,7 +181,7 @@ def test_idx_sets_of_two_folders_are_not_mixed(kind: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_mapping_beside_the_files_of_a_set_comes_first(kind: str, tmp_path: Path) -> None:
     mapping = b"0 %d\n1 66\n2 67\n"
-    files = {"a/s-mapping.txt": mapping % 120, "a/s-train-labels-idx1-ubyte": labels_file(LABELS)}
+    files = {"a/s-mapping.txt": mapping % 120, "a/s-train-labels-idx1-ubyte": idx_file(LABELS)}
     files |= idx_files("b/s-{split}-{what}-ubyte")
     elsewhere = kept(tmp_path / "elsewhere", kind, files)
     assert idx(elsewhere).class_names == ("x", "B", "C")
@@ -257,7 +284,7 @@ def test_npz_files_may_have_validation_other_labels_and_texts(tmp_path: Path) ->
         ({"x_train": np.zeros((6, 25, 3), np.uint8)}, "save x.reshape(-1, height, width, 3), for"),
         ({"x_train": np.zeros((6, 1, 5, 5), np.uint8)}, "save x.transpose(0, 2, 3, 1)"),
         ({"x_train": np.zeros((6, 5, 5, 7), np.uint8)}, "[6, 5, 5, 7]; images have 1–4 channels"),
-        ({"y_train": np.array([{}] * 6, object)}, "loaded; make texts by y.astype(str); save"),
+        ({"y_train": np.array([{}] * 6, object)}, "loaded; make texts by y.astype(str), one array"),
         ({"y_train": np.ones((6, 2))}, "has 2 labels per image"),
         ({"y_train": LABELS + 0.5}, "holds float64; labels are whole numbers or texts"),
         ({"y_test": LABELS[:2]}, "3 images but 2 labels of test"),
@@ -441,6 +468,30 @@ def test_a_pickle_that_calls_something_is_refused_without_a_call(
     told = refusal(lambda: from_cifar(str(path), fine=None), path)
     assert "is damaged or no part of CIFAR" in told
     assert not (tmp_path / "called").exists()
+
+
+DEEP = b")" + b"\x85" * 300_000  # a tuple in a tuple in a tuple …
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("test_batch", b"\x80\x02}" + DEEP + b"K\x01s.", "is damaged or no part of CIFAR"),
+        ("batches.meta", b"\x80\x02}U\x0blabel_names](" + DEEP + b"K\x02es.", "not hold the names"),
+        (
+            "test_batch",
+            pickled(labels=[2**70] * 2, data=PLANES[:2].reshape(2, -1)),
+            f"label {2**70}, but there are 10 classes",
+        ),
+    ],
+    ids=["deep key", "deep name", "large label"],
+)
+def test_a_pickle_of_values_that_no_set_has_is_refused(
+    name: str, content: bytes, reason: str, tmp_path: Path
+) -> None:
+    files = cifar10_files(python=True) | {f"cifar-10-batches-py/{name}": content}
+    path = placed(tmp_path, "folder", files)
+    assert reason in refusal(lambda: from_cifar(str(path), fine=None), path)
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])

@@ -127,6 +127,19 @@ def test_columns_of_lists_and_objects_are_not_kept_and_said(kind: str, tmp_path:
     assert any("no plain values" in note and "boxes" in note for note in listing.notes)
 
 
+@pytest.mark.parametrize("kind", ["timestamp[us]", "date32[day]", "duration[s]"])
+def test_a_column_of_times_that_python_does_not_have_is_not_kept_and_said(
+    kind: str, tmp_path: Path
+) -> None:
+    table = pyarrow.Table.from_pylist(ROWS)
+    far = pyarrow.array([2**31 - 1 if kind == "date32[day]" else 2**62] * len(ROWS))
+    dated = far.cast("int32" if kind == "date32[day]" else "int64").cast(kind)
+    parquet.write_table(table.append_column("until", dated), pictures(tmp_path) / "l.parquet")
+    listing = listed(tmp_path / "l.parquet")
+    assert list(listing.columns) == ["who", "age", "ok"]
+    assert any(f"until ({kind})" in note for note in listing.notes)
+
+
 def test_pictures_within_a_list_are_refused(tmp_path: Path) -> None:
     rows = [{"image": {"bytes": "x", "path": None}, "label": 1}] * 3
     assert "image holds struct<" in refusal(written(tmp_path, "parquet", rows))

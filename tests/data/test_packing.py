@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -181,8 +182,12 @@ def test_files_that_cannot_be_read_are_named_and_never_replaced(
     raw = read(folder, tmp_path / "data")
     assert raw.index is not None
     assert [file for file, _ in raw.index.unreadable] == [f"cat/{name}" for name in sorted(BAD)]
-    assert {reason for _, reason in raw.index.unreadable} == {"not an image in a readable format"}
-    assert "3 of 23 files cannot be read: cat/empty.jpg: not an image" in caplog.text
+    assert [reason for _, reason in raw.index.unreadable] == [
+        "is empty",
+        "not an image in a readable format",
+        "is a web page instead of the picture; fetch it again",
+    ]
+    assert "3 of 23 files cannot be read: cat/empty.jpg: is empty; cat/null.png" in caplog.text
     assert len(raw.train) + len(raw.test) == 20
     put(folder / "dog/new.png", noise(44))
     assert len(decoded) == 23
@@ -232,7 +237,7 @@ def test_pointers_of_git_lfs_are_told_from_damaged_files(tmp_path: Path) -> None
 
 def test_bad_files_are_refused_if_asked_for_or_too_many(folder: Path, tmp_path: Path) -> None:
     (folder / "cat/empty.jpg").write_bytes(b"")
-    told = "1 of 21 files cannot be read: cat/empty.jpg: not an image in a readable format"
+    told = "1 of 21 files cannot be read: cat/empty.jpg: is empty"
     with pytest.raises(RequestError, match=f"dataset.on_bad=refuse: {told}"):
         read(folder, tmp_path / "data", on_bad="refuse")
     with pytest.raises(RequestError, match=f"dataset.max_bad=0.01: {told}"):
@@ -267,6 +272,16 @@ def test_a_failing_disk_is_no_bad_file_and_nothing_is_read_twice_afterwards(
     before = len(decoded)
     read(folder, tmp_path / "data")
     assert len(decoded) - before <= 20 - before + 2 * packing.THREADS
+
+
+def test_a_disk_that_takes_no_more_is_told_with_the_file(folder: Path, tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: .*/\.packing-\w{16}/images\.npy"):
+            read(folder, tmp_path / "data")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_other_processes_wait_until_the_copy_is_in_place_and_the_working_folder_removed(

@@ -173,7 +173,7 @@ def test_a_stack_is_the_array_itself_and_no_copy() -> None:
 @pytest.mark.parametrize(
     ("array", "reason"),
     [
-        (np.zeros((2, 4, 4), np.float32), r"holds float32, .* \(x \* 255\).* from 0 to 1$"),
+        (np.zeros((2, 4, 4), np.float32), r"float32, .* \(x \* 255\).* x.round.* from 0 to 255$"),
         (np.zeros((2, 4, 4), np.int64), "holds int64, .* x.astype.* if its values are 0–255$"),
         (np.zeros((2, 4, 4), bool), r"holds bool, .* \* 255$"),
         (np.zeros(5, np.uint8), r"shape \(5,\)"),
@@ -571,3 +571,21 @@ def test_a_negative_of_sixteen_bits_is_read_as_one_of_eight(
     deep = saved(tmp_path / "a.tif", (65_535 - DISC * 257).astype(np.uint16), **negative)
     made = load_picture(deep, (48, 48, 1))
     np.testing.assert_array_equal(made[..., 0], DISC)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "is empty"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "is HEIC; convert it to JPEG or PNG"),
+        (b"\n<!DOCTYPE html><html><body>403", "is a web page instead of the picture"),
+        (b"<HTML>", "is a web page"),
+        (b"no picture", "cannot identify"),
+    ],
+)
+def test_a_file_with_the_ending_of_a_picture_is_told_what_it_is(
+    content: bytes, reason: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises((ValueError, OSError), match=reason):
+        load_picture(tmp_path / "a.jpg", GREY)

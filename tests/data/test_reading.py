@@ -103,7 +103,7 @@ def damaged(folder: Path) -> Iterator[tuple[Path, str]]:
     (folder / "text.png").write_text("no image")
     yield folder / "text.png", "not an image in a readable format"
     (folder / "empty.gif").touch()
-    yield folder / "empty.gif", "not an image in a readable format"
+    yield folder / "empty.gif", "is empty"
     Image.new("1", (14_000, 14_000)).save(folder / "bomb.png")
     yield folder / "bomb.png", "has 196,000,000 pixels; make it smaller"
     yield folder / "gone.png", "no such file or directory"

@@ -196,6 +196,7 @@ def test_of_many_classes_those_with_the_most_mistakes_are_drawn() -> None:
     assert (shown[:3], len(shown)) == (["class 7", "class 8", "class 27"], 50)
     expected = "1,000 images; the 50 of 1,000 classes with the most mistakes"
     assert matrix.get_title() == expected
+    assert {text.get_text() for text in matrix.texts} == {"1"}  # zeros would hide the mistakes
     alone = drawn(plots.confusion_matrix(predictions(np.eye(1000)[[700]], [700], names=names)))
     assert "class 700" in [label.get_text() for label in alone.axes[0].get_yticklabels()]
     (scores,) = drawn(plots.per_class_scores(made)).axes

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.evaluation.intervals import coverage
 from pipeline.evaluation.plots import cut, without_markup
+from pipeline.system.fonts import use_system_fonts
 from pipeline.verbs.compare.comparison import Compared, Comparison
 from pipeline.verbs.compare.pair import PairedRuns
 from pipeline.verbs.compare.verdicts import seeds_of, standing
@@ -153,6 +154,7 @@ def _inches(text: str, size: float, canvas: FigureCanvasAgg) -> float:
 
 def _png(figure: Figure) -> bytes:
     image = io.BytesIO()
+    use_system_fonts(figure)
     figure.savefig(image, format="png", dpi=DPI)
     return image.getvalue()
 

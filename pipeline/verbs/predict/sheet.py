@@ -30,6 +30,7 @@ from pipeline.reports.explained import overlay
 from pipeline.reports.page import percent
 from pipeline.system.errors import PipelineError
 from pipeline.system.files import replacing
+from pipeline.system.fonts import fonts_for
 from pipeline.system.terminal import printable
 from pipeline.verbs.predict.writers import PredictedBlock
 
@@ -178,12 +179,14 @@ def _caption(
     share = percent(cell.probability, 0)
     taken = pen.textlength(share, fonts.share)
     pen.text((left + width - taken, top + 10), share, colour, fonts.share)
-    label = _short(pen, cell.label, width - taken - 8, fonts.label)
-    pen.text((left, top + 10), label, INK, fonts.label)
+    font = _for_text(cell.label, fonts.label)
+    label = _short(pen, cell.label, width - taken - 8, font)
+    pen.text((left, top + 10), label, INK, font)
     # The end of a path tells more than its beginning: files of several folders share names.
     name = printable(cell.file) + ("" if cell.index is None else f" [{cell.index}]")
-    name = _short(pen, name[::-1], width, fonts.name)[::-1]
-    pen.text((left, top + 33), name, FAINT, fonts.name)
+    font = _for_text(name, fonts.name)
+    name = _short(pen, name[::-1], width, font)[::-1]
+    pen.text((left, top + 33), name, FAINT, font)
 
 
 def _original(cell: Thumbnail, shape: Shape, opener: Opener) -> Picture:
@@ -212,6 +215,14 @@ def _in_its_file(cell: Thumbnail, shape: Shape, opener: Opener) -> Picture:
 
 def _as_file(source: Path | BinaryIO) -> BinaryIO:
     return opened(source) if isinstance(source, Path) else source
+
+
+def _for_text(text: str, font: ImageFont.FreeTypeFont) -> ImageFont.FreeTypeFont:
+    """The font, or one of the system for a text with characters that it lacks."""
+    others = fonts_for(text)
+    if not others:
+        return font
+    return ImageFont.truetype(others[0].fname, font.size, index=getattr(others[0], "index", 0))
 
 
 def _short(pen: ImageDraw.ImageDraw, text: str, width: float, font: ImageFont.FreeTypeFont) -> str:
