@@ -10,9 +10,10 @@ import logging
 import os
 import queue
 import re
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path, PurePosixPath
@@ -146,7 +147,8 @@ def connect(uri: str | None) -> Client:
             client = _opened(address)
             _inodes[address] = _inode(address)
     except (MlflowException, sa.exc.SQLAlchemyError) as error:
-        raise RequestError(f"tracking store {without_password(given)}: {reason(error)}") from error
+        why = _other_version(address) or reason(error)
+        raise RequestError(f"tracking store {without_password(given)}: {why}") from error
     return client
 
 
@@ -712,6 +714,28 @@ def tables_in(connection: sa.Connection) -> Tables:
         is_older=revision in {script.revision for script in scripts.walk_revisions()},
         are_complete=bool(_all_tables_exist(connection.engine)),  # type: ignore[no-untyped-call]
     )
+
+
+def of_another_version(tables: Tables, address: str) -> Refusal | None:
+    """Why tables that another version of MLflow has made cannot be used; None if they can."""
+    if tables.revision in (None, tables.wanted):
+        return None
+    older = f"back it up, then: mlflow db upgrade {shlex.quote(without_password(address))}"
+    newer = "it was written by a newer MLflow: use that version, or another store"
+    return Refusal(
+        f"tables of revision {tables.revision}, MLflow {VERSION} needs {tables.wanted}",
+        older if tables.is_older else newer,
+    )
+
+
+def _other_version(address: str) -> str | None:
+    """What is said of a database of another version; MLflow calls a newer one out of date."""
+    if is_database(address):
+        engine = sa.create_engine(address, poolclass=sa.NullPool)
+        with suppress(sa.exc.SQLAlchemyError), engine.connect() as connection:
+            if refused := of_another_version(tables_in(connection), address):
+                return f"{refused.says}; {refused.mend}"
+    return None
 
 
 @contextmanager

@@ -40,7 +40,7 @@ from pipeline.tracking.client import (
 from pipeline.tracking.registry import open_registry
 from pipeline.verbs.doctor import store as health
 from tests.commands import QUICK, configured, free_port, inside
-from tests.stores import MADE_ONCE
+from tests.stores import MADE_ONCE, empty_store
 from tests.stress.matrix import matrix
 from tests.warm import call_warm
 
@@ -430,6 +430,21 @@ def test_a_database_of_something_else_is_refused_and_left_alone(tmp_path: Path) 
     connection.close()
     with pytest.raises(RequestError, match="mlflow.db"):
         connect(f"sqlite:///{path}")
+
+
+@pytest.mark.parametrize(
+    ("revision", "mend"),
+    [("451aebb31d03", "mlflow db upgrade sqlite:"), ("fedcba987654", "written by a newer MLflow")],
+)
+def test_of_a_store_of_another_mlflow_it_is_said_whether_it_can_be_upgraded(
+    revision: str, mend: str, tmp_path: Path
+) -> None:
+    empty_store(tmp_path)
+    store = (tmp_path / "mlflow.db").rename(tmp_path / "theirs.db")
+    with closing(sqlite3.connect(store)) as connection, connection:
+        connection.execute("update alembic_version set version_num = ?", (revision,))
+    with pytest.raises(RequestError, match=f"tables of revision {revision}, .*{mend}"):
+        connect(f"sqlite:///{store}")
 
 
 def test_a_server_that_is_not_there_is_refused_without_showing_the_password() -> None:
