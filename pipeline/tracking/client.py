@@ -29,6 +29,7 @@ import sqlalchemy as sa
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from filelock import FileLock
+from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 from mlflow.store.db.utils import _all_tables_exist  # MLflow's own check before it creates tables
 from mlflow.utils.credentials import get_default_host_creds
@@ -371,14 +372,18 @@ def experiment(client: Client, name: str, root: str | None = None) -> str:
             found = client.get_experiment_by_name(name)  # another process was faster
             if found is None:
                 raise RequestError(f"tracking.experiment={name}: {reason(error)}") from error
-    if found.lifecycle_stage != "active":
-        raise RequestError(
-            f"tracking.experiment={name} was deleted; restore it with "
-            f"`mlflow experiments restore -x {found.experiment_id}` or choose another name"
-        )
+    _require_active(found)
     _require_place(client, name, str(found.artifact_location), root)
     require_driver(str(found.artifact_location))
     return str(found.experiment_id)
+
+
+def _require_active(found: Experiment) -> None:
+    if found.lifecycle_stage != "active":
+        raise RequestError(
+            f"tracking.experiment={found.name} was deleted; restore it with "
+            f"`mlflow experiments restore -x {found.experiment_id}` or choose another name"
+        )
 
 
 def require_driver(location: str) -> None:
@@ -453,11 +458,16 @@ def experiment_name(config: Config) -> str:
 
 
 def experiment_names(client: Client, only: str | None = None) -> dict[str, str]:
-    """The names of all experiments that are not deleted, or of one of them, by id."""
+    """The names of all experiments that are not deleted, or of the one named `only`, by id.
+
+    Raises:
+        RequestError: that one was deleted.
+    """
     if only is not None:
         found = client.get_experiment_by_name(only)
-        if found is None or found.lifecycle_stage != "active":
+        if found is None:
             return {}
+        _require_active(found)
         return {str(found.experiment_id): only}
     return {found.experiment_id: found.name for found in _experiments(client)}
 

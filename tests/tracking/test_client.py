@@ -38,6 +38,8 @@ from pipeline.tracking.client import (
     why_away,
 )
 from pipeline.tracking.registry import open_registry
+from pipeline.tracking.runs import find_runs
+from pipeline.tracking.values import Query
 from pipeline.verbs.doctor import store as health
 from tests.commands import QUICK, configured, free_port, inside
 from tests.stores import MADE_ONCE, empty_store
@@ -264,8 +266,11 @@ def test_a_deleted_experiment_is_refused_with_the_way_to_restore_it(folder: Path
     client = connect(None)
     made = experiment(client, "gone")
     client.delete_experiment(made)
-    with pytest.raises(RequestError, match=f"gone was deleted.*restore -x {made}"):
+    refused = f"gone was deleted.*restore -x {made}"
+    with pytest.raises(RequestError, match=refused):
         experiment(client, "gone")
+    with pytest.raises(RequestError, match=refused):  # as compare and run_id=latest look for runs
+        find_runs(Query(experiment="gone"), Tracking(uri=None))
 
 
 def test_an_experiment_is_made_once(folder: Path) -> None:
