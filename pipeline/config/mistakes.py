@@ -441,10 +441,18 @@ def _require_one(setting: _Setting) -> None:
         return
     if value.startswith("="):
         raise RequestError(f"{word}: one = is enough, as in {name}={value.lstrip('= ')}")
-    if setting.key == "tracking.tags" and not value.startswith(("{", "$")):
-        raise RequestError(f"{word}: tags are written +tracking.tags.NAME=TEXT each")
+    _require_tags(setting)
     if holds_settings(value):
         raise RequestError(f"{word}: settings are words of their own: {settings_in(word)}")
+
+
+def _require_tags(setting: _Setting) -> None:
+    """Refuses tags of a run that are not written as such."""
+    word, (name, _, tag) = setting.word, setting.key.partition("tags.")
+    if setting.key == "tracking.tags" and not setting.value.startswith(("{", "$")):
+        raise RequestError(f"{word}: tags are written +tracking.tags.NAME=TEXT each")
+    if name == "tracking." and "." in tag:
+        raise RequestError(f"{word}: a name with a dot is written '+tracking.tags={{{tag}: TEXT}}'")
 
 
 def _require_something(setting: _Setting, command: Command) -> None:

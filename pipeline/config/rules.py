@@ -173,6 +173,21 @@ def _slug(value: str) -> str:
     return value
 
 
+# Tags by which the pipeline finds a run and what belongs to it (`tracking/values.py`).
+_OWN_TAGS = re.compile(
+    r"(dataset|preprocess|augment|model|optimizer|schedule|train|evaluate|command|error|traceback"
+    r"|model_uri|folder|local_id|teacher|heartbeat|reproduces|reproduction|cache/.*"
+    r"|(best|code|data|hardware|heartbeat|precision|resumed|sweep|trusted|version|weights)\..*)"
+)
+
+
+def _name_of_users(tag: str, info: ValidationInfo) -> str:
+    if info.context != RECORDED and _OWN_TAGS.fullmatch(tag):
+        raise ValueError(f"the pipeline has a tag {tag} of its own; choose another name")
+    return tag
+
+
+TagName = Annotated[str, AfterValidator(_name_of_users)]  # of a tag of the user's own
 Slug = Annotated[str, AfterValidator(_slug)]  # a file of a group, `mnist` or `mine/birds`
 
 

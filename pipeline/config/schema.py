@@ -38,6 +38,7 @@ from pipeline.config.rules import (
     Seed,
     Share,
     Slug,
+    TagName,
     TypedPath,
     broken_rules,
     function_in,
@@ -148,7 +149,7 @@ class Tracking:
     """MLflow experiment; null takes MLflow's variables, else the data set's name."""
     run_name: str | None = MISSING
     """Name of the run; null lets MLflow make one up."""
-    tags: dict[str, str] = MISSING
+    tags: dict[TagName, str] = MISSING
     """Your own tags for the run."""
     log_model: bool = MISSING
     """Save the trained model with the run."""
@@ -343,7 +344,7 @@ def validate_request(composed: DictConfig, name: str, kind: type) -> Any:
 def checked(kind: type, values: Any, prefix: str = "", *, context: str | None = None) -> Any:
     """Checks each value by its rule and returns an instance of the dataclass `kind`.
 
-    In the context RECORDED, paths are taken that earlier versions took.
+    In the context RECORDED, paths and names of tags are taken that earlier versions took.
 
     Raises:
         RequestError: naming each key whose value is refused, with the rule.

@@ -34,6 +34,7 @@ from pipeline.tracking.values import SEED
 ABOUT_SWEEPS = ("sweep=", "sweep.", "hydra")
 PARENTS_ALONE = ("sweep.storage", "sweep.study", "sweep.resume", "sweep.preview")
 MOST_JOBS = 100_000  # in a grid
+LOG = "log"  # the tag of intervals and ranges that a search draws from logarithmically
 _LONG = 8  # numbers with more characters are shortened
 _SHORT = {"learning_rate": "lr"}
 AxisScale = Literal["log", "linear"]
@@ -132,7 +133,7 @@ class Multirun:
     def scales(self) -> dict[str, AxisScale]:
         """The scale of searched intervals and ranges by key: logarithmic with `tag(log,…)`."""
         return {
-            one.get_key_element(): "log" if "log" in space.tags else "linear"
+            one.get_key_element(): "log" if LOG in space.tags else "linear"
             for one in self.searched
             if isinstance(space := one.value(), IntervalSweep | RangeSweep)
         }
@@ -192,6 +193,8 @@ def asked_for(
             "nothing to sweep over: give a key several values, as in\n"
             f"{_EXAMPLE}\nor choose a sweep from conf/sweep/, as in sweep=lr_grid"
         )
+    for one in searched:
+        _require_known_tags(one)
     fixed = [word for one in every if one not in searched and (word := _fixed(one))]
     unplaced: list[str] = []
     if left := [_fixed(one) for one in every if _is_left_to_jobs(one)]:
@@ -449,6 +452,20 @@ def _plain(composed: DictConfig, key: str) -> Any:
 def _is_left_to_jobs(override: Override) -> bool:
     value = override.value()
     return isinstance(value, Sweep) and LEFT_TO_JOBS in value.tags
+
+
+def _require_known_tags(override: Override) -> None:
+    """Refuses a tag without effect: the search would draw evenly where `tag(lgo,…)` was typed.
+
+    Raises:
+        RequestError: with the tag that there is.
+    """
+    space, line = override.value(), override.input_line
+    tags = space.tags if isinstance(space, Sweep) else set()
+    if unknown := sorted(tags - {LOG}):
+        raise RequestError(f"{line}: there is no tag {unknown[0]}; the only one is {LOG}")
+    if tags and not isinstance(space, IntervalSweep | RangeSweep):
+        raise RequestError(f"{line}: tag({LOG},…) is for intervals and ranges, not for a choice")
 
 
 def _fixed(override: Override) -> str:

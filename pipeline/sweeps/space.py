@@ -11,7 +11,7 @@ from typing import Any
 import lazy_loader
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 
-from pipeline.sweeps.jobs import swept_values
+from pipeline.sweeps.jobs import LOG, swept_values
 from pipeline.sweeps.ranges import low_high_step
 from pipeline.system.errors import RequestError, first_line
 
@@ -34,13 +34,13 @@ def distribution(override: Override) -> Any:
         kind = optuna.distributions.FloatDistribution
         if isinstance(space.start, int) and isinstance(space.end, int):
             kind = optuna.distributions.IntDistribution
-        return _checked(override, kind, space.start, space.end, log="log" in space.tags)
+        return _checked(override, kind, space.start, space.end, log=LOG in space.tags)
     if isinstance(space, RangeSweep):
         low, high, step = low_high_step(override)
         kind = optuna.distributions.FloatDistribution
         if isinstance(low, int):
             kind = optuna.distributions.IntDistribution
-        return _checked(override, kind, low, high, step=step, log="log" in space.tags)
+        return _checked(override, kind, low, high, step=step, log=LOG in space.tags)
     if isinstance(space, ChoiceSweep):
         space.shuffle = False  # a study has its choices in one order, also when it is resumed
     return optuna.distributions.CategoricalDistribution(swept_values(override))
@@ -110,6 +110,8 @@ def text_of(value: Any, space: Any = None) -> str:
 
 
 def _checked(override: Override, kind: Any, *bounds: Any, **options: Any) -> Any:
+    if not all(map(math.isfinite, bounds)):
+        raise RequestError(f"{override.input_line}: the ends of an interval must be finite")
     try:
         return kind(*bounds, **options)
     except ValueError as error:

@@ -10,9 +10,10 @@ import logging
 import os
 import queue
 import re
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path, PurePosixPath
@@ -28,6 +29,7 @@ import sqlalchemy as sa
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from filelock import FileLock
+from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 from mlflow.store.db.utils import _all_tables_exist  # MLflow's own check before it creates tables
 from mlflow.utils.credentials import get_default_host_creds
@@ -146,7 +148,8 @@ def connect(uri: str | None) -> Client:
             client = _opened(address)
             _inodes[address] = _inode(address)
     except (MlflowException, sa.exc.SQLAlchemyError) as error:
-        raise RequestError(f"tracking store {without_password(given)}: {reason(error)}") from error
+        why = _other_version(address) or reason(error)
+        raise RequestError(f"tracking store {without_password(given)}: {why}") from error
     return client
 
 
@@ -369,14 +372,18 @@ def experiment(client: Client, name: str, root: str | None = None) -> str:
             found = client.get_experiment_by_name(name)  # another process was faster
             if found is None:
                 raise RequestError(f"tracking.experiment={name}: {reason(error)}") from error
-    if found.lifecycle_stage != "active":
-        raise RequestError(
-            f"tracking.experiment={name} was deleted; restore it with "
-            f"`mlflow experiments restore -x {found.experiment_id}` or choose another name"
-        )
+    _require_active(found)
     _require_place(client, name, str(found.artifact_location), root)
     require_driver(str(found.artifact_location))
     return str(found.experiment_id)
+
+
+def _require_active(found: Experiment) -> None:
+    if found.lifecycle_stage != "active":
+        raise RequestError(
+            f"tracking.experiment={found.name} was deleted; restore it with "
+            f"`mlflow experiments restore -x {found.experiment_id}` or choose another name"
+        )
 
 
 def require_driver(location: str) -> None:
@@ -451,11 +458,16 @@ def experiment_name(config: Config) -> str:
 
 
 def experiment_names(client: Client, only: str | None = None) -> dict[str, str]:
-    """The names of all experiments that are not deleted, or of one of them, by id."""
+    """The names of all experiments that are not deleted, or of the one named `only`, by id.
+
+    Raises:
+        RequestError: that one was deleted.
+    """
     if only is not None:
         found = client.get_experiment_by_name(only)
-        if found is None or found.lifecycle_stage != "active":
+        if found is None:
             return {}
+        _require_active(found)
         return {str(found.experiment_id): only}
     return {found.experiment_id: found.name for found in _experiments(client)}
 
@@ -712,6 +724,28 @@ def tables_in(connection: sa.Connection) -> Tables:
         is_older=revision in {script.revision for script in scripts.walk_revisions()},
         are_complete=bool(_all_tables_exist(connection.engine)),  # type: ignore[no-untyped-call]
     )
+
+
+def of_another_version(tables: Tables, address: str) -> Refusal | None:
+    """Why tables that another version of MLflow has made cannot be used; None if they can."""
+    if tables.revision in (None, tables.wanted):
+        return None
+    older = f"back it up, then: mlflow db upgrade {shlex.quote(without_password(address))}"
+    newer = "it was written by a newer MLflow: use that version, or another store"
+    return Refusal(
+        f"tables of revision {tables.revision}, MLflow {VERSION} needs {tables.wanted}",
+        older if tables.is_older else newer,
+    )
+
+
+def _other_version(address: str) -> str | None:
+    """What is said of a database of another version; MLflow calls a newer one out of date."""
+    if is_database(address):
+        engine = sa.create_engine(address, poolclass=sa.NullPool)
+        with suppress(sa.exc.SQLAlchemyError), engine.connect() as connection:
+            if refused := of_another_version(tables_in(connection), address):
+                return f"{refused.says}; {refused.mend}"
+    return None
 
 
 @contextmanager

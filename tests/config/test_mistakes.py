@@ -122,6 +122,7 @@ VALUES |= {
     "model=[mlp,cnn]": "model takes one file; several are -m model=mlp,cnn",
     "-m model=[mlp,cnn]": "several are -m model=mlp,cnn",
     "tracking.tags=x": "tags are written +tracking.tags.NAME=TEXT each",
+    "+tracking.tags.team.name=x": "is written '+tracking.tags={team.name: TEXT}'",
     "tracking.tags=null": "tags are written +tracking.tags.NAME=TEXT each",
     "-m train.patience=None,3": "write null for none, as in train.patience=null,3",
     "-m model=,mlp": "a value is missing beside a comma (is it a variable of the shell",

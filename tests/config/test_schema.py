@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -207,15 +208,19 @@ def test_metrics_and_plots_are_chosen_among_those_that_fit(key: str, own: str, o
 
 
 def test_a_recorded_configuration_is_valid_again_and_the_same() -> None:
-    from dataclasses import asdict
-
     config = configured("dataset=synthetic", "schedule=cosine", "augment=flip_and_shift")
     assert validate(asdict(config)) == config
 
 
-def test_a_recorded_path_is_read_as_it_was_though_a_new_run_is_refused_it() -> None:
-    from dataclasses import asdict
+def test_tags_of_a_user_may_have_any_other_name_and_recorded_ones_any() -> None:
+    tags = configured("+tracking.tags={mlflow.user: me, models: x, note: y}").tracking.tags
+    assert tags == {"mlflow.user": "me", "models": "x", "note": "y"}
+    recorded = asdict(configured("dataset=synthetic"))
+    recorded["tracking"]["tags"] = {"model": "x"}
+    assert validate(recorded).tracking.tags == {"model": "x"}
 
+
+def test_a_recorded_path_is_read_as_it_was_though_a_new_run_is_refused_it() -> None:
     recorded = asdict(configured("dataset=synthetic")) | {"data_dir": "~/data"}
     recorded["tracking"] |= {"artifact_root": "~/kept"}
     recorded["sweep"] |= {"storage": "~/a.journal"}

@@ -148,6 +148,18 @@ def test_the_word_that_is_said_to_set_a_key_of_the_parameters_works(key: str) ->
     } | {key: ["1", "2"]}
 
 
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("optimizer.learning_rate=tag(lgo,interval(1e-4,1e-2))", "no tag lgo; the only one is log"),
+        ("seed=tag(log,choice(1,2))", "for intervals and ranges, not for a choice"),
+    ],
+)
+def test_a_tag_without_effect_is_refused(word: str, said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        multirun(word)
+
+
 def test_a_number_of_failures_without_effect_is_refused() -> None:
     words = ("seed=0,1", "sweep.on_failure=stop", "sweep.max_failures=3")
     with pytest.raises(RequestError, match="sweep.max_failures=3 has no effect beside"):

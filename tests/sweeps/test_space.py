@@ -48,6 +48,9 @@ def test_shuffled_choices_are_those_of_a_resumed_study() -> None:
         ("optimizer.learning_rate=tag(log,interval(0,1))", "low"),
         ("train.batch_size=tag(log,range(16,513,16))", "step"),
         ("model.dropout=tag(log,range(0.1,0.5,0.1))", "step"),
+        ("optimizer.learning_rate=interval(1e-4,inf)", "must be finite"),
+        ("model.dropout=interval(-inf,0.5)", "must be finite"),
+        ("model.dropout=interval(nan,0.5)", "must be finite"),
     ],
 )
 def test_a_space_that_makes_no_sense_is_refused(word: str, complaint: str) -> None:

@@ -38,9 +38,11 @@ from pipeline.tracking.client import (
     why_away,
 )
 from pipeline.tracking.registry import open_registry
+from pipeline.tracking.runs import find_runs
+from pipeline.tracking.values import Query
 from pipeline.verbs.doctor import store as health
 from tests.commands import QUICK, configured, free_port, inside
-from tests.stores import MADE_ONCE
+from tests.stores import MADE_ONCE, empty_store
 from tests.stress.matrix import matrix
 from tests.warm import call_warm
 
@@ -264,8 +266,11 @@ def test_a_deleted_experiment_is_refused_with_the_way_to_restore_it(folder: Path
     client = connect(None)
     made = experiment(client, "gone")
     client.delete_experiment(made)
-    with pytest.raises(RequestError, match=f"gone was deleted.*restore -x {made}"):
+    refused = f"gone was deleted.*restore -x {made}"
+    with pytest.raises(RequestError, match=refused):
         experiment(client, "gone")
+    with pytest.raises(RequestError, match=refused):  # as compare and run_id=latest look for runs
+        find_runs(Query(experiment="gone"), Tracking(uri=None))
 
 
 def test_an_experiment_is_made_once(folder: Path) -> None:
@@ -430,6 +435,21 @@ def test_a_database_of_something_else_is_refused_and_left_alone(tmp_path: Path) 
     connection.close()
     with pytest.raises(RequestError, match="mlflow.db"):
         connect(f"sqlite:///{path}")
+
+
+@pytest.mark.parametrize(
+    ("revision", "mend"),
+    [("451aebb31d03", "mlflow db upgrade sqlite:"), ("fedcba987654", "written by a newer MLflow")],
+)
+def test_of_a_store_of_another_mlflow_it_is_said_whether_it_can_be_upgraded(
+    revision: str, mend: str, tmp_path: Path
+) -> None:
+    empty_store(tmp_path)
+    store = (tmp_path / "mlflow.db").rename(tmp_path / "theirs.db")
+    with closing(sqlite3.connect(store)) as connection, connection:
+        connection.execute("update alembic_version set version_num = ?", (revision,))
+    with pytest.raises(RequestError, match=f"tables of revision {revision}, .*{mend}"):
+        connect(f"sqlite:///{store}")
 
 
 def test_a_server_that_is_not_there_is_refused_without_showing_the_password() -> None:

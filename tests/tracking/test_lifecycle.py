@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import sys
 import time
@@ -16,6 +17,7 @@ import yaml
 from mlflow.entities import Run
 from sqlalchemy.engine.default import DefaultDialect
 
+from pipeline.api import compose
 from pipeline.config.schema import Config
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.tracking import heartbeat, lineage
@@ -82,6 +84,18 @@ def test_a_block_that_ends_well_is_a_finished_run(config: Config, tmp_path: Path
     assert run.data.metrics["time/total_s"] >= run.data.metrics["time/train_s"] >= 0
     assert (artefacts(recording) / "note.txt").read_text() == "so it was"
     assert run.data.tags["team"] == "vision"
+
+
+def test_a_tag_of_the_pipeline_is_no_name_for_one_of_the_user(
+    config: Config, tmp_path: Path
+) -> None:
+    with pytest.raises(ZeroDivisionError), record(config, tmp_path) as recording:
+        raise ZeroDivisionError
+    tags = {tag for tag in recorded(recording).data.tags if not tag.startswith("mlflow.")}
+    for tag in tags - {"team"}:
+        refused = f"the pipeline has a tag {tag} of its own"
+        with pytest.raises(RequestError, match=re.escape(refused)):
+            compose(f"+tracking.tags={{{tag}: x}}")
 
 
 def test_an_exception_is_a_failed_run_that_keeps_all_it_had(config: Config, tmp_path: Path) -> None:

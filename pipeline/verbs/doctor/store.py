@@ -33,6 +33,7 @@ from pipeline.tracking.client import (
     artifact_folders,
     ask,
     no_answer,
+    of_another_version,
     quiet_client,
     refusal,
     server_version,
@@ -203,11 +204,8 @@ def _current(engine: sa.Engine, address: str, found: str) -> Store:
         return Store(finding=ok("store", f"{shown}: no tables yet; the first run creates them"))
     if tables.revision is None:
         return _broken(address, "holds tables, but not MLflow's", f"name a database, {_ELSEWHERE}")
-    if tables.revision != tables.wanted:
-        says = f"tables of revision {tables.revision}, MLflow {VERSION} needs {tables.wanted}"
-        older = f"back it up, then: mlflow db upgrade {shlex.quote(shown)}"
-        newer = "it was written by a newer MLflow: use that version, or another store"
-        return _broken(address, says, older if tables.is_older else newer)
+    if other := of_another_version(tables, address):
+        return _broken(address, other.says, other.mend)
     if not tables.are_complete:
         return _broken(address, "half of its tables are missing", f"restore a backup, {_ELSEWHERE}")
     says = f"{shown} {found}; its tables are those of MLflow {VERSION} ({tables.revision})"
