@@ -35,6 +35,11 @@ def is_list(hint: Any) -> bool:
     return bool(kinds & {list, tuple}) and not kinds & {str, dict}
 
 
+def is_switch(hint: Any) -> bool:
+    """Whether an annotation allows true and false alone, possibly beside null."""
+    return _kinds(hint) - {NoneType} == {bool}
+
+
 def takes_one(hint: Any) -> bool:
     """Whether an annotation allows a number, possibly among others."""
     return bool(_kinds(hint) & {int, float})

@@ -20,6 +20,7 @@ from pipeline.config.guesses import (
     holds_settings,
     is_list,
     is_number,
+    is_switch,
     is_whole,
     items_of,
     may_be_null,
@@ -404,10 +405,7 @@ def _require_value(word: str, command: Command, parser: OverridesParser) -> None
         raise RequestError(_how_it_is_written(setting) or unreadable(error)) from error
     if key.startswith("hydra"):
         _require_one_of_hydras(setting, one)
-    if is_list(hint):
-        _require_list(setting, one)
-    elif is_number(hint):
-        _require_number(setting, one)
+    _require_kind(setting, one)
     if one.is_sweep_override() and not command.multirun:
         raise RequestError(f"{word}: {_several(word, value, hint, command)}")
 
@@ -525,6 +523,23 @@ def _how_it_is_written(setting: _Setting) -> str | None:
     if is_list(setting.hint):
         return _a_list(setting)
     return _a_number(setting) if is_number(setting.hint) else None
+
+
+def _require_kind(setting: _Setting, one: Override) -> None:
+    if is_list(setting.hint):
+        _require_list(setting, one)
+    elif is_number(setting.hint):
+        _require_number(setting, one)
+    elif is_switch(setting.hint):
+        _require_switch(setting, one)
+
+
+def _require_switch(setting: _Setting, one: Override) -> None:
+    """Refuses numbers that OmegaConf takes for true, such as a temperature."""
+    given = one.value()
+    several = given.list if isinstance(given, ChoiceSweep) else [given]
+    if any(type(value) is int and value not in (0, 1) for value in several):
+        raise RequestError(f"{setting.word}: write true or false{setting.or_null}")
 
 
 def _require_number(setting: _Setting, one: Override) -> None:

@@ -33,7 +33,6 @@ from pipeline.config.rules import (
     Count,
     CountOrShare,
     Fraction,
-    Positive,
     PositiveFraction,
     Seed,
     Share,
@@ -95,8 +94,9 @@ class Train:
     """Run whose model this one learns from as well (knowledge distillation), by its id."""
     teacher_weight: Share = MISSING
     """Share of the teacher in the loss; the rest is that of the true classes."""
-    teacher_temperature: Positive = MISSING
-    """Temperature at which the probabilities of both are compared; above 1 evens them out."""
+    teacher_temperature: Annotated[float, Field(gt=0, le=1000)] = MISSING
+    """Temperature at which the probabilities of both are compared; above 1 evens them out. At
+    much more than 1,000, rounding errors, times the temperature's square, exceed the loss."""
     keep: Annotated[str, one_of("last", "best")] = MISSING
     """Which epoch's weights are evaluated and saved."""
     monitor: Monitor = MISSING

@@ -21,6 +21,7 @@ from pipeline.system.errors import RequestError, first_line
 from pipeline.training import pretrained
 from pipeline.training.batches import augmented_by_layers
 from pipeline.training.check import check_model
+from pipeline.training.memory import enough_memory
 from pipeline.training.precision import (
     best_for,
     computes_in_float32,
@@ -79,6 +80,7 @@ def _end_determinism() -> None:
         _begun.discard(_DETERMINISM)
 
 
+@enough_memory()
 def build_model(config: Config, prepared: Prepared, *, checked: bool = False) -> keras.Model:
     """Builds the untrained, compiled network: images u8[N,H,W,C] → probabilities f32[N,K].
 
@@ -91,6 +93,7 @@ def build_model(config: Config, prepared: Prepared, *, checked: bool = False) ->
         RequestError: the model cannot be built on images of this size, does not give
             probabilities, or cannot be saved and loaded again; there is no GPU for float16; weights
             that `model.weights` names are missing or do not fit.
+        PipelineError: there is not enough memory for its weights.
     """
     require_sensible(config.train.precision)
     with _one_at_a_time:

@@ -567,11 +567,21 @@ def _preactivated(
 ) -> Tensor:
     y = _normed(x, activation, f"{name}_1")
     same = stride == 1 and x.shape[-1] == width
-    shortcut = x if same else _conv(y, width, 1, stride, f"{name}_shortcut")
+    shortcut = x if same else _projected(y, width, stride, f"{name}_shortcut")
     y = _normed(_conv(y, width, 3, stride, f"{name}_1"), activation, f"{name}_2")
     if dropout:
         y = keras.layers.Dropout(dropout, name=f"{name}_dropout")(y)
     return keras.layers.Add(name=f"{name}_add")([shortcut, _conv(y, width, 3, 1, f"{name}_2")])
+
+
+def _projected(x: Tensor, width: int, stride: int, name: str) -> Tensor:
+    """A 1×1 convolution of every `stride`-th pixel, taken apart before it.
+
+    oneDNN writes beyond its memory in the gradient of strided ones of less than 16 channels.
+    """
+    if stride > 1:
+        x = keras.layers.MaxPooling2D(1, stride, padding="same", name=f"{name}_pixels")(x)
+    return _conv(x, width, 1, 1, name)
 
 
 def _perceptron(x: Tensor, hidden: int, name: str) -> Tensor:

@@ -13,6 +13,7 @@ import importlib
 import inspect
 import json
 import math
+import re
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.config.trusted import import_trusted
+from pipeline.config.trusted import import_trusted, is_trusted
 from pipeline.data.values import Array
 from pipeline.system.errors import RequestError, first_line
 
@@ -300,8 +301,17 @@ def _check_object(described: Mapping[str, Any]) -> None:
     if not allowed and not _is_registered(registered, module):
         raise ValueError(
             f"it needs {module[:80]}.{name[:80]}, which is not among Keras' own layers and "
-            "operations that are allowed in a file"
+            f"operations that are allowed in a file{_advice(module, registered)}"
         )
+
+
+def _advice(module: str, registered: Any) -> str:
+    """What to do about a class that somebody has registered and whose module is not trusted."""
+    is_own = isinstance(registered, str) and ">" in registered
+    named = re.fullmatch(r"(?!(keras|pipeline|builtins|__main__)\b)[^\W\d]\w*(\.\w+)*", module[:80])
+    if not is_own or not named or is_trusted(f"{module}."):
+        return ""
+    return f"; if you trust the module {module}, add trusted_modules=[{module}]"
 
 
 def _is_allowed(module: str, name: str) -> bool:

@@ -27,6 +27,7 @@ from pipeline.training.callbacks import (
 )
 from pipeline.training.checkpoint import Progress
 from pipeline.training.features import head_of
+from pipeline.training.memory import enough_memory
 from pipeline.training.precision import has_gpu
 from pipeline.training.pretrained import joins, rate_shares
 
@@ -47,6 +48,7 @@ FASTER_WITH_XLA = (
 ENOUGH_STEPS = 5_000  # per training; with fewer, compiling takes longer than it saves
 
 
+@enough_memory()
 def train(  # noqa: PLR0913 (what a run has decided by then)
     model: keras.Model,
     prepared: Prepared,
@@ -68,7 +70,7 @@ def train(  # noqa: PLR0913 (what a run has decided by then)
     uninterrupted one.
 
     Raises:
-        PipelineError: the loss became NaN or infinite.
+        PipelineError: the loss became NaN or infinite, or there is not enough memory.
     """
     settings = config.train
     trained, splits, untrained = _trained_part(model, prepared, config)

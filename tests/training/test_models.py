@@ -142,6 +142,16 @@ def test_every_model_takes_images_of_any_size_and_any_number_of_classes(name: st
         assert build(leaf, keras.Input(shape), 7).shape == (None, 7), shape
 
 
+@pytest.mark.parametrize("name", OWN)
+def test_no_model_has_a_strided_1x1_convolution_whose_gradient_ends_the_process(name: str) -> None:
+    images = keras.Input((64, 64, 3))
+    model = keras.Model(
+        images, build(configured(f"model={name}", *TINY.get(name, ())).model, images, 7)
+    )
+    convolutions = [one for one in model.layers if type(one) is keras.layers.Conv2D]
+    assert not [one.name for one in convolutions if one.strides > one.kernel_size == (1, 1)]
+
+
 # What these are made of is in the others too: convolutions, norms, attention, and dropped paths.
 # test_train.py resumes dense and convolutional networks, and every run tries the model it saves.
 SIMILAR = ("cnn", "convnext", "depthwise", "linear", "mixer", "mlp", "wide_resnet")

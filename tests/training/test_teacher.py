@@ -113,6 +113,7 @@ def test_a_head_sees_the_images_if_it_has_a_teacher() -> None:
         ("train.teacher_temperature=3", "train.teacher_temperature=3 has no effect without"),
         ("train.teacher=abcd evaluate.leakage=true", "test images train.teacher has seen"),
         ("train.teacher=abcd train.teacher_weight=2", "train.teacher_weight: must be at most 1"),
+        ("train.teacher=abcd train.teacher_temperature=1e6", "temperature: must be at most 1000"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(choices: str, message: str) -> None:
