@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import importlib
+import logging
 import os
 import sys
 import warnings
@@ -49,7 +50,8 @@ def import_slow(module: str) -> ModuleType:
 def configure_libraries() -> None:
     """Sets the environment variables that slow libraries read when imported, and silences one.
 
-    A plot shows boxes in place of characters that no font has; Matplotlib warns of each.
+    A plot shows boxes in place of characters that no font has; Matplotlib warns of each, and of
+    each font of the system that lacks an ordinary weight.
 
     Raises:
         RequestError: KERAS_BACKEND names a backend other than TensorFlow, or this is Windows.
@@ -63,4 +65,5 @@ def configure_libraries() -> None:
         )
     os.environ.update(left_unset(DEFAULTS))
     os.environ.update(ALWAYS)
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import getpass
 import io
+import logging
 import os
 import sys
 import warnings
@@ -50,6 +51,13 @@ def test_mlflow_gets_a_name_of_the_user_where_no_variable_has_one(
         monkeypatch.setenv(name, "")
     configure_libraries()
     assert getpass.getuser() == DEFAULTS["LOGNAME"] == user_name()
+
+
+def test_a_font_without_an_ordinary_weight_is_used_without_a_word() -> None:
+    log = logging.getLogger("matplotlib.font_manager")
+    log.setLevel(logging.NOTSET)
+    configure_libraries()
+    assert not log.isEnabledFor(logging.WARNING)
 
 
 @pytest.mark.parametrize("backend", ["jax", "torch"])

@@ -33,6 +33,7 @@ _WAYS = {  # OmegaConf's description of a value: how such values are written
 }
 _TAKEN = re.compile(r"'([\w/]+)/(\w+)' is validated against ConfigStore schema with the same name")
 _IN_FILE = re.compile(r"In '([^']+)': \w+ raised while composing config:")
+_KEY_IN_ANY_SCRIPT = re.compile(r"""[{,]\s*(['"]?)([^][{}'",:]*[^\x00-\x7f][^][{}'",:]*)\1\s*:""")
 _ASKED = re.compile(r"Could not (?:override|append to|delete from) .*?'([^']+)'")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -109,6 +110,9 @@ def unreadable(error: OverrideParseException) -> str:
         return f"{line}: a list is written {key}=[{value[1:-1]}]"
     if any(value.count(one) != value.count(other) for one, other in ("[]", "{}", "()")):
         return f"{line}: a bracket is left open or closed twice; {_quote(key, value)}"
+    if (named := _KEY_IN_ANY_SCRIPT.search(value)) and value.startswith("{"):
+        name = named[2].strip()
+        return f"{line}: a key in {{…}} has letters from a to z here; write {name} in a file"
     if quotes := re.search(r"[{,]\s*(['\"])([^'\"]*)\1\s*:", value):
         return f"{line}: keys in {{…}} have no quotes, as in {{{quotes[2]}: …}}"
     if value.endswith(","):

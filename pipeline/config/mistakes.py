@@ -36,6 +36,7 @@ from pipeline.config.words import (
     annotation_for,
     foreign_sweeper,
     full_key,
+    in_any_script,
     is_free,
     is_text,
     meant_by,
@@ -400,7 +401,7 @@ def _require_value(word: str, command: Command, parser: OverridesParser) -> None
     if is_free(hint) or (of_verb and (is_text(hint) or get_origin(hint) is list)):
         return  # taken as it is typed, or checked by its rule
     try:
-        one = parser.parse_overrides([word])[0]
+        one = parser.parse_overrides([in_any_script(word)])[0]
     except OverrideParseException as error:
         raise RequestError(_how_it_is_written(setting) or unreadable(error)) from error
     if key.startswith("hydra"):

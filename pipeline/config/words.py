@@ -97,6 +97,9 @@ ABOUT_THE_RECORD = frozenset({"run_id", "dataset", "data_dir", "trusted_modules"
 SWEEPERS = ("grid", "search", "optuna")  # of this project
 LEFT_TO_JOBS = "left to jobs"  # tags a value for a sweep's jobs, not for its own configuration
 _MARK, _END = f"tag('{LEFT_TO_JOBS}',choice([", "]))"  # a list, since no choice may be null
+_ITEM = re.compile(  # of a list or mapping, quoted or not; no key
+    r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^][{}(),:'"]+(?=[],}])"""
+)
 _COMMA = re.compile(r",(?![^(\[{]*[)\]}])")  # within no brackets
 _WITH_PARAMS = ("sweep", "experiment")  # groups whose files may have `sweep.params`
 _NO_GROUPS = ("seed", "data_dir", "run_id")
@@ -410,7 +413,18 @@ def _addressed(
         return word  # of jobs, and of a builder of the user's own
     elif is_text(hint) and (of_verb or is_free(hint)):
         value = _as_text(value, parser, multirun)
-    return f"{pluses}{key}={value}"
+    return in_any_script(f"{pluses}{key}={value}")
+
+
+def in_any_script(word: str) -> str:
+    """A word with quotes around the items of a list or mapping that Hydra cannot read without."""
+    name, equals, value = word.partition("=")
+    return f"{name}{equals}{_ITEM.sub(_item, value)}" if value[:1] in ("[", "{") else word
+
+
+def _item(found: re.Match[str]) -> str:
+    text = found[0]
+    return text if text.isascii() or text[0] in "'\"" else quoted(text.strip())
 
 
 def _is_a_list(value: str, key: str, parser: OverridesParser) -> bool:

@@ -126,6 +126,8 @@ def test_an_override_that_cannot_be_parsed_is_quoted() -> None:
         ("model.hidden=(64,32)", "a list is written model.hidden=[64,32]"),
         ("train.epochs=[1", "a bracket is left open or closed twice"),
         ('dataset.classes={"my cat": cat, dog: dog}', "have no quotes, as in {my cat: …}"),
+        ("dataset.classes={dog: dog, größe: [鳥]}", "from a to z here; write größe in a file"),
+        ('dataset.classes={"鳥": bird}', "from a to z here; write 鳥 in a file"),
         ("optimizer.learning_rate=1e-3,", "leave that out: optimizer.learning_rate=1e-3"),
         ("dataset.note=né", "'é' must be quoted; a text is written \"dataset.note='né'\""),
         ("dataset.note=a=b", "a text is written \"dataset.note='a=b'\""),

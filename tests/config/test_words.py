@@ -284,6 +284,19 @@ def test_a_sweep_tries_several_texts_in_any_script(typed: str, values: list[str]
     assert OverridesParser.create().parse_override(word).value() == typed
 
 
+@pytest.mark.parametrize(
+    ("typed", "value"),
+    [
+        ("[鳥,größe, it 李 ]", ["鳥", "größe", "it 李"]),
+        ("{pet: [猫, 'a,猫', cat], car: 車}", {"pet": ["猫", "a,猫", "cat"], "car": "車"}),
+        ("['猫',\"it's 猫\",3]", ["猫", "it's 猫", 3]),
+    ],
+)
+def test_lists_and_mappings_have_texts_in_any_script(typed: str, value: object) -> None:
+    [word] = addressed([f"dataset.classes={typed}"], "run", None)
+    assert OverridesParser.create().parse_override(word).value() == value
+
+
 def test_what_is_no_text_is_left_to_hydra() -> None:
     words = ["seed=12e4", "train.scaling=a,b", "model.hidden=[1,2]", "dataset.folder=[a,b]"]
     words += ["model=mlp", "trusted_modules=[a]", "~model.dropout", "train.xla=null"]
