@@ -132,6 +132,14 @@ def test_files_of_the_same_name_in_several_folders_can_be_told_apart() -> None:
     assert first != second
 
 
+def test_a_name_in_a_script_that_the_font_lacks_is_drawn_with_another() -> None:
+    sheet = sheet_of(np.zeros((2, *SHAPE), np.uint8), Path("a.png"), inverted=False)
+    for number, label in enumerate("ⒶⒷ"):  # two equal boxes in the sheet's own font
+        sheet.cells[number] = replace(sheet.cells[number], label=label)
+    first, second = captions(sheet, TILE)
+    assert first != second
+
+
 def test_a_name_may_be_as_wide_as_the_image_and_its_map() -> None:
     explained = SimpleNamespace(maps=np.zeros((1, 4, 4), np.float32), method="occlusion")
     sheet = sheet_of(np.zeros((1, *SHAPE), np.uint8), Path("a.png"), inverted=False)
