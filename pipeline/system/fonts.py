@@ -22,23 +22,38 @@ def use_system_fonts(figure: Figure) -> None:
     ticks: list[Text] = []  # have no text before they are asked for it
     for axes in figure.axes:
         ticks += (*axes.get_xticklabels(), *axes.get_yticklabels())
-    for text in {*figure.findobj(Text), *ticks}:
-        if fonts := fonts_for(text.get_text()):
-            text.set_fontfamily([*text.get_fontfamily(), *(font.name for font in fonts)])
+    texts = {*figure.findobj(Text), *ticks}
+    if names := [font.name for font in fonts_for("".join(one.get_text() for one in texts))]:
+        for text in texts:
+            text.set_fontfamily([*text.get_fontfamily(), *names])
 
 
 def fonts_for(text: str) -> Sequence[FontEntry]:
-    """The installed fonts that have what matplotlib's own lacks of a text, the plainest first."""
-    return () if text.isascii() else _fonts_for(frozenset(text))
+    """The installed fonts that have what matplotlib's own lacks of a text, the plainest first.
+
+    All fonts of the system may be read for it: ask once for all texts of a picture.
+    """
+    return _fonts_with(_lacking(text))
+
+
+def first_for(text: str, fonts: Sequence[FontEntry]) -> FontEntry | None:
+    """The first of these fonts that has something of what matplotlib's own lacks of a text."""
+    lacking = _lacking(text)
+    return next((font for font in fonts if _covered(font.fname, lacking)), None)
+
+
+def _lacking(text: str) -> frozenset[str]:
+    from matplotlib.font_manager import FontProperties, findfont
+
+    shown = {one for one in text if not one.isascii() and one.isprintable()}
+    return frozenset(shown - _covered(findfont(FontProperties()), shown) if shown else shown)
 
 
 @lru_cache
-def _fonts_for(characters: frozenset[str]) -> Sequence[FontEntry]:
-    from matplotlib.font_manager import FontProperties, findfont, fontManager
+def _fonts_with(characters: frozenset[str]) -> Sequence[FontEntry]:
+    from matplotlib.font_manager import fontManager
 
-    shown = {one for one in characters if one.isprintable()}
-    lacking = shown - _covered(findfont(FontProperties()), shown)
-    chosen = []
+    chosen, lacking = [], set(characters)
     for font in sorted(fontManager.ttflist, key=_unusual) if lacking else ():
         # The last resort has a box for every character.
         if not font.name.startswith("Last Resort") and (found := _covered(font.fname, lacking)):

@@ -30,11 +30,13 @@ from pipeline.reports.explained import overlay
 from pipeline.reports.page import percent
 from pipeline.system.errors import PipelineError
 from pipeline.system.files import replacing
-from pipeline.system.fonts import fonts_for
+from pipeline.system.fonts import first_for, fonts_for
 from pipeline.system.terminal import printable
 from pipeline.verbs.predict.writers import PredictedBlock
 
 if TYPE_CHECKING:
+    from matplotlib.font_manager import FontEntry
+
     from pipeline.training.explain import Importance
 
 MOST_PICTURES, _EXPLAINED = 48, 24  # images
@@ -139,13 +141,14 @@ class Sheet:
         note = f"the first {len(self.cells)} images; the small ones are as the model saw them"
         note += f"; red is what spoke for the class, by {maps.method}" if maps else ""
         pen.text((GAP, 44), note, FAINT, fonts.note)
+        others = fonts_for("".join(f"{cell.label}{cell.file}" for cell in self.cells))
         for position, (cell, original) in enumerate(zip(self.cells, originals, strict=True)):
             corner = (
                 GAP + position % columns * step[0],
                 HEADER + GAP + position // columns * step[1],
             )
             _draw(page, original, cell.seen, corner)
-            _caption(pen, cell, (corner[0], corner[1] + TILE + 6), width, fonts)
+            _caption(pen, cell, (corner[0], corner[1] + TILE + 6), width, fonts, others)
             if maps:
                 _draw_map(
                     page, cell.seen, maps.maps[position], (corner[0] + TILE + INNER, corner[1])
@@ -169,7 +172,12 @@ def _draw_map(page: Picture, seen: Array, heat: Array, corner: tuple[int, int]) 
 
 
 def _caption(
-    pen: ImageDraw.ImageDraw, cell: Thumbnail, corner: tuple[int, int], width: int, fonts: Fonts
+    pen: ImageDraw.ImageDraw,
+    cell: Thumbnail,
+    corner: tuple[int, int],
+    width: int,
+    fonts: Fonts,
+    others: Sequence[FontEntry],
 ) -> None:
     left, top = corner
     colour = _UNSURE if cell.probability < UNSURE_BELOW else ACCENT
@@ -179,12 +187,12 @@ def _caption(
     share = percent(cell.probability, 0)
     taken = pen.textlength(share, fonts.share)
     pen.text((left + width - taken, top + 10), share, colour, fonts.share)
-    font = _for_text(cell.label, fonts.label)
+    font = _for_text(cell.label, fonts.label, others)
     label = _short(pen, cell.label, width - taken - 8, font)
     pen.text((left, top + 10), label, INK, font)
     # The end of a path tells more than its beginning: files of several folders share names.
     name = printable(cell.file) + ("" if cell.index is None else f" [{cell.index}]")
-    font = _for_text(name, fonts.name)
+    font = _for_text(name, fonts.name, others)
     name = _short(pen, name[::-1], width, font)[::-1]
     pen.text((left, top + 33), name, FAINT, font)
 
@@ -217,12 +225,14 @@ def _as_file(source: Path | BinaryIO) -> BinaryIO:
     return opened(source) if isinstance(source, Path) else source
 
 
-def _for_text(text: str, font: ImageFont.FreeTypeFont) -> ImageFont.FreeTypeFont:
-    """The font, or one of the system for a text with characters that it lacks."""
-    others = fonts_for(text)
-    if not others:
+def _for_text(
+    text: str, font: ImageFont.FreeTypeFont, others: Sequence[FontEntry]
+) -> ImageFont.FreeTypeFont:
+    """The font, or the first of the others that has characters of a text which it lacks."""
+    other = first_for(text, others)
+    if other is None:
         return font
-    return ImageFont.truetype(others[0].fname, font.size, index=getattr(others[0], "index", 0))
+    return ImageFont.truetype(other.fname, font.size, index=getattr(other, "index", 0))
 
 
 def _short(pen: ImageDraw.ImageDraw, text: str, width: float, font: ImageFont.FreeTypeFont) -> str:
