@@ -24,7 +24,7 @@ from pipeline.config.compose import compose as compose_words
 from pipeline.config.effects import refuse_without_effect
 from pipeline.config.messages import error_line
 from pipeline.config.mistakes import Command, refuse_mistakes
-from pipeline.config.named_runs import weights_run
+from pipeline.config.named_runs import teacher_runs, weights_run
 from pipeline.config.schema import Config, register, validate, validate_request
 from pipeline.config.search_path import files_of
 from pipeline.config.trusted import trust_again, trusted
@@ -104,9 +104,9 @@ def train(
     """
     trust_again(config.trusted_modules)
     training, config = _imported("pipeline.training.train"), _with_weights(config)
-    teacher = None
-    if config.train.teacher is not None:
-        teacher = _imported("pipeline.tracking.runs").load_teacher(config, prepared)
+    teachers = []
+    if teacher_runs(config):
+        teachers = _imported("pipeline.tracking.runs").load_teachers(config, prepared)
     if model is None:
         model = build_model(config, prepared)
     else:
@@ -122,7 +122,7 @@ def train(
         config,
         folder_of_work(folder),
         listeners,
-        teacher=teacher,
+        teachers=teachers,
     )
     return fitted
 

@@ -19,7 +19,7 @@ from pipeline.evaluation.metrics import accuracy
 from pipeline.reports.write import check_data, describe_and_report, require_division, with_report
 from pipeline.tracking.lifecycle import record
 from pipeline.tracking.recording import Recording
-from pipeline.tracking.runs import load_teacher, precision_tag, require_sound_leakage, with_weights
+from pipeline.tracking.runs import load_teachers, precision_tag, require_sound_leakage, with_weights
 from pipeline.training.batches import augmenter
 from pipeline.training.build import build_model, kept, prepare_keras
 from pipeline.training.callbacks import EpochListener
@@ -70,13 +70,13 @@ def run(
         prepared = _load_data(config, recording, find, shown=alone)
         config = with_weights(config, recording.log_tags)
         with recording.stage("train"):
-            teacher = load_teacher(config, prepared, recording.log_tags)
+            teachers = load_teachers(config, prepared, recording.log_tags)
             model = build_model(config, prepared)
             recording.log_tags(precision_tag(config, model.compute_dtype))
             recording.log(summarise(model, batch_size=config.train.batch_size).recorded)
             progress = start.progress if start else None
             listeners = (recording.log_epoch, *listeners)
-            fitted = train(model, prepared, config, folder, listeners, progress, teacher)
+            fitted = train(model, prepared, config, folder, listeners, progress, teachers)
             recording.log(draw_training(fitted, config.train.plots))
         predictions = _evaluate(fitted.model, prepared, config, recording)
         with recording.stage("save"):

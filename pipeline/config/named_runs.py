@@ -1,4 +1,4 @@
-"""The recorded runs that a configuration names: a teacher, and a run whose weights it takes.
+"""The recorded runs that a configuration names: teachers, and a run whose weights it takes.
 
 Does not look into the store.
 """
@@ -23,6 +23,12 @@ def weights_run(config: Config) -> str | None:
     return None if Path(source).exists() else source
 
 
+def teacher_runs(config: Config) -> tuple[str, ...]:
+    """The runs that `train.teacher` names, by their ids or the beginnings of these."""
+    named = config.train.teacher
+    return (named,) if isinstance(named, str) else tuple(named or ())
+
+
 def names_runs(config: Config) -> bool:
     """Whether training needs a recorded run, from the store."""
-    return config.train.teacher is not None or weights_run(config) is not None
+    return bool(teacher_runs(config)) or weights_run(config) is not None

@@ -187,6 +187,16 @@ def _name_of_users(tag: str, info: ValidationInfo) -> str:
     return tag
 
 
+def _one_or_several(value: Any) -> str | list[str] | None:
+    several = [] if value is None else [value] if isinstance(value, str) else value
+    is_list = isinstance(several, list) and (several or value is None)
+    if not is_list or not all(isinstance(one, str) and one for one in several):
+        raise ValueError("must be a text, or a list of texts")
+    return value
+
+
+# `str | list[str] | None`, of which OmegaConf knows no union.
+TextOrTexts = Annotated[Any, AfterValidator(_one_or_several)]
 TagName = Annotated[str, AfterValidator(_name_of_users)]  # of a tag of the user's own
 Slug = Annotated[str, AfterValidator(_slug)]  # a file of a group, `mnist` or `mine/birds`
 

@@ -38,6 +38,7 @@ from pipeline.config.rules import (
     Share,
     Slug,
     TagName,
+    TextOrTexts,
     TypedPath,
     broken_rules,
     function_in,
@@ -90,8 +91,9 @@ class Train:
     """Weight of an image in the loss of training; `balanced`: each class has the same total."""
     ema: PositiveFraction | None = MISSING
     """Decay of the moving average of the weights that is evaluated and kept; null keeps none."""
-    teacher: str | None = MISSING
-    """Run whose model this one learns from as well (knowledge distillation), by its id."""
+    teacher: TextOrTexts = MISSING
+    """Run whose model this one learns from as well (knowledge distillation), by its id; of a list
+    of runs, the mean of their probabilities."""
     teacher_weight: Share = MISSING
     """Share of the teacher in the loss; the rest is that of the true classes."""
     teacher_temperature: Annotated[float, Field(gt=0, le=1000)] = MISSING

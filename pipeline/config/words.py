@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 
 from pipeline.config.builders import GROUPS, parameter_of
 from pipeline.config.flat import as_param
-from pipeline.config.rules import TypedPath
+from pipeline.config.rules import TextOrTexts, TypedPath
 from pipeline.config.schema import Choices, Config
 from pipeline.config.search_path import files_of
 from pipeline.system.errors import RequestError
@@ -407,11 +407,13 @@ def _addressed(
     pluses = "" if of_verb else written[: len(written) - len(written.lstrip("+"))]
     hint = annotation_for(key, verb, request)
     plain = re.sub(r"^\[([^][{}'\"$]*)\]$", r"\1", value)  # in [12e4] there is no number either
-    if of_verb and get_origin(hint) is list and not _is_hydras(plain):
-        value = f"[{','.join(quoted(part.strip()) for part in plain.split(',') if part)}]"
+    is_list = value[:1] == "[" if hint is TextOrTexts else of_verb and get_origin(hint) is list
+    if is_list:
+        if not _is_hydras(plain):
+            value = f"[{','.join(quoted(part.strip()) for part in plain.split(',') if part)}]"
     elif key.startswith("sweep.params.") or (hint is not None and _is_a_list(value, key, parser)):
         return word  # of jobs, and of a builder of the user's own
-    elif is_text(hint) and (of_verb or is_free(hint)):
+    elif hint is TextOrTexts or (is_text(hint) and (of_verb or is_free(hint))):
         value = _as_text(value, parser, multirun)
     return in_any_script(f"{pluses}{key}={value}")
 

@@ -19,10 +19,10 @@ from typing import Any
 from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
-from pipeline.config.named_runs import weights_run
+from pipeline.config.named_runs import teacher_runs, weights_run
 from pipeline.config.schema import Config, Tracking
 from pipeline.data.values import KEPT, Prepared, RawData
-from pipeline.system.errors import RequestError, some_of
+from pipeline.system.errors import RequestError, joined, some_of
 from pipeline.system.files import replacing
 from pipeline.tracking.client import (
     Client,
@@ -144,7 +144,7 @@ def require_named_runs(config: Config) -> None:
     Raises:
         RequestError: there is no such run, or it has no model of its own.
     """
-    _teacher_run(config)
+    _teachers(config)
     _weights_run(config)
 
 
@@ -195,9 +195,13 @@ def _may_share(run: RecordedRun, config: Config, data: RawData | Prepared) -> bo
     return bool(np.isin(ours, theirs).any())
 
 
-def _teacher_run(config: Config) -> RecordedRun | None:
-    source = config.train.teacher
-    return None if source is None else _with_model(source, config, key="train.teacher")
+def _teachers(config: Config) -> dict[str, RecordedRun]:
+    """The runs that `train.teacher` names, by the words for them."""
+    named = teacher_runs(config)
+    found = {one: _with_model(one, config, key="train.teacher") for one in named}
+    if len({run.id for run in found.values()}) < len(named):
+        raise RequestError(f"train.teacher={joined(named)}: these name a run twice")
+    return found
 
 
 def _weights_run(config: Config) -> RecordedRun | None:
@@ -214,21 +218,25 @@ def _with_model(source: str, config: Config, *, key: str) -> RecordedRun:
     return run
 
 
-def load_teacher(
+def load_teachers(
     config: Config, prepared: Prepared, log: Callable[[dict[str, str]], None] | None = None
-) -> Any:
-    """The Keras model of the run that `train.teacher` names; None without one.
+) -> list[Any]:
+    """The Keras models of the runs that `train.teacher` names.
 
-    `log` receives a tag with the whole id of that run.
+    `log` receives a tag with the whole ids of these runs.
 
     Raises:
         RequestError: there is no such run, it has no model of its own, or one of other classes or
             images than `prepared`.
     """
-    source, run = config.train.teacher, _teacher_run(config)
-    if run is None:
-        return None
-    loaded = load_model(str(run.model_uri), config.tracking)
+    runs = _teachers(config)
+    if runs and log is not None:
+        log({TEACHER: ", ".join(run.id for run in runs.values())})
+    return [_teacher_for(prepared, source, run, config.tracking) for source, run in runs.items()]
+
+
+def _teacher_for(prepared: Prepared, source: str, run: RecordedRun, tracking: Tracking) -> Any:
+    loaded = load_model(str(run.model_uri), tracking)
     if loaded.class_names != prepared.class_names:
         theirs, ours = (some_of(one.class_names, MOST_NAMES) for one in (loaded, prepared))
         raise RequestError(
@@ -240,8 +248,6 @@ def load_teacher(
             f"train.teacher={source}: takes images {loaded.image_shape}, not "
             f"{prepared.image_shape}; train both on images of the same size (dataset.size)"
         )
-    if log is not None:
-        log({TEACHER: run.id})
     return loaded.model
 
 

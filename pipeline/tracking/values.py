@@ -66,7 +66,7 @@ REPLACES, OF_RUN = "promotion.replaces", "run_id"
 OF_CONFIG, OF_COMMIT = "config.sha256", "code.commit"
 LEDGER = "ledger."  # prefix of the key of an attempt: a tag of the registered model
 SEED = "seed"
-TEACHER = "teacher"  # the run whose model it learned from
+TEACHER = "teacher"  # the runs whose models it learned from
 PRECISION = "precision.chosen"  # what `train.precision=auto` chose
 WEIGHTS_SHA256 = "weights.sha256"  # of the file that `model.weights` names
 NOTE = "mlflow.note.content"  # tag with the description that MLflow shows, in Markdown

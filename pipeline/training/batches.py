@@ -6,7 +6,7 @@ the run and the number of the step, so a resumed run draws the same ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, get_type_hints
@@ -16,10 +16,12 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.config.builders import build, builder_of
+from pipeline.config.named_runs import teacher_runs
 from pipeline.config.schema import Config
 from pipeline.data.values import Array, Prepared, RawData
 from pipeline.system.errors import RequestError
 from pipeline.training.pieces import Batch
+from pipeline.training.precision import computes_in_float32, quicken
 
 BatchChange = Callable[[Any], Any]  # from images and labels to the input of Keras' step
 
@@ -33,36 +35,40 @@ def changes_batches(config: Config) -> bool:
 
 def needs_images(config: Config) -> bool:
     """Whether each step of training needs the images themselves, not only features of them."""
-    return augments_batches(config) or config.train.teacher is not None
+    return augments_batches(config) or bool(teacher_runs(config))
 
 
 @contextmanager
 def changed_batches(
-    model: keras.Model, prepared: Prepared, config: Config, teacher: keras.Model | None = None
+    model: keras.Model, prepared: Prepared, config: Config, teachers: Sequence[keras.Model] = ()
 ) -> Iterator[None]:
     """Makes the steps of `model` change their batches, if `config` sets any such change.
 
     Training and validation steps then take targets f32[n,K] instead of labels i32[n]; validation
     batches are not changed otherwise. From then on the loss is for targets; `kept` in
-    training/build.py undoes that. With a `teacher` (images u8[N,H,W,C] → probabilities
-    f32[N,K]), training minimises the loss of knowledge distillation.
+    training/build.py undoes that. With `teachers` (images u8[N,H,W,C] → probabilities
+    f32[N,K]), training minimises the loss of knowledge distillation from their mean; they compute
+    in bfloat16 if `model` does and that is faster.
 
     Raises:
         RequestError: `model` has another loss than cross-entropy, or a teacher is missing.
     """
-    if config.train.teacher is not None and teacher is None:
-        raise RequestError("train.teacher: the model of that run must be given as teacher")
+    if len(teachers) != len(teacher_runs(config)):
+        raise RequestError("train.teacher: the models of its runs must be given as teachers")
     if not changes_batches(config):
         yield
         return
     _take_targets(model)
+    if not computes_in_float32(model):
+        for teacher in teachers:
+            quicken(teacher)
     classes = len(prepared.class_names)
     train_step, test_step = model.train_step, model.test_step
-    change = _training_change(model, prepared, config, teacher)
+    change = _training_change(model, prepared, config, teachers)
     model.train_step = lambda batch: train_step(change(batch))
     model.test_step = lambda batch: test_step((batch[0], tf.one_hot(batch[1], classes)))
     replaced = ["train_step", "test_step"]
-    if teacher is not None:
+    if teachers:
         model.compute_loss, model.compute_metrics = _distilling(model, classes, config)
         replaced += ["compute_loss", "compute_metrics"]
     try:
@@ -222,7 +228,7 @@ def _distilling(
 
 
 def _training_change(
-    model: keras.Model, prepared: Prepared, config: Config, teacher: keras.Model | None
+    model: keras.Model, prepared: Prepared, config: Config, teachers: Sequence[keras.Model]
 ) -> BatchChange:
     settings, classes = config.train, len(prepared.class_names)
     steps = -(-len(prepared.train) // settings.batch_size)
@@ -237,8 +243,9 @@ def _training_change(
         targets = tf.one_hot(pair[1], classes)
         batch = training_batch(config, pair[0], targets, step, step // steps)
         targets = smoothed(batch.targets, settings.label_smoothing)
-        if teacher is not None:
-            taught = softened(teacher(batch.images, training=False), settings.teacher_temperature)
+        if teachers:
+            answers = [teacher(batch.images, training=False) for teacher in teachers]
+            taught = softened(tf.add_n(answers) / len(answers), settings.teacher_temperature)
             targets = tf.concat([targets, taught], axis=1)
         taken = (batch.images, targets)
         if settings.class_weight is None:

@@ -56,7 +56,7 @@ def train(  # noqa: PLR0913 (what a run has decided by then)
     folder: Path,
     listeners: Sequence[EpochListener],
     progress: Progress | None = None,
-    teacher: keras.Model | None = None,
+    teachers: Sequence[keras.Model] = (),
 ) -> Fitted:
     """Fits a compiled model and keeps the epoch that `train.keep` names.
 
@@ -65,9 +65,9 @@ def train(  # noqa: PLR0913 (what a run has decided by then)
     `train.precision` is.
 
     Checkpoints and the TensorBoard log go to `folder`; `listeners` receive each epoch's metrics;
-    `teacher` is the model of the run `train.teacher`. With `progress`, that of the last
-    checkpoint there, training resumes from that checkpoint and ends with the same weights as an
-    uninterrupted one.
+    `teachers` are the models of the runs that `train.teacher` names. With `progress`, that of the
+    last checkpoint there, training resumes from that checkpoint and ends with the same weights as
+    an uninterrupted one.
 
     Raises:
         PipelineError: the loss became NaN or infinite, or there is not enough memory.
@@ -80,7 +80,7 @@ def train(  # noqa: PLR0913 (what a run has decided by then)
     followers = [history, *map(EpochEnd, listeners), *([best] if best else [])]
     followers += [_tensorboard(folder)] if settings.tensorboard else []
     shown = closing(ProgressDisplay(len(prepared.train)))
-    with shown as display, changed_batches(trained, prepared, config, teacher):
+    with shown as display, changed_batches(trained, prepared, config, teachers):
         checkpoints = _checkpoints(folder / "checkpoints", followers, best, progress)
         loop.fit(
             trained,

@@ -297,6 +297,22 @@ def test_lists_and_mappings_have_texts_in_any_script(typed: str, value: object) 
     assert OverridesParser.create().parse_override(word).value() == value
 
 
+@pytest.mark.parametrize(
+    ("typed", "value"),
+    [
+        ("12e4", "12e4"),
+        ("[12e4, 0012]", ["12e4", "0012"]),
+        ("['12e4']", ["12e4"]),
+        ("[]", []),
+        ("null", None),
+    ],
+)
+def test_a_key_takes_one_text_or_several(typed: str, value: object) -> None:
+    assert understood(f"train.teacher={typed}", verb="run") == {"train.teacher": value}
+    swept = ["train.teacher=12e4,abcd", "train.teacher=[ab,cd],[ef]"]
+    assert addressed(swept, "run", None, multirun=True) == swept
+
+
 def test_what_is_no_text_is_left_to_hydra() -> None:
     words = ["seed=12e4", "train.scaling=a,b", "model.hidden=[1,2]", "dataset.folder=[a,b]"]
     words += ["model=mlp", "trusted_modules=[a]", "~model.dropout", "train.xla=null"]

@@ -17,10 +17,12 @@ from pipeline.data.values import Fitted
 from pipeline.system.errors import RequestError
 from pipeline.tracking import runs
 from pipeline.tracking.values import Query
+from pipeline.training import precision
 from pipeline.training.batches import changed_batches, softened
 from pipeline.training.build import build_model
 from pipeline.training.checkpoint import progress_of
 from pipeline.training.features import head_of
+from pipeline.training.precision import computes_in_float32
 from pipeline.training.train import train
 from tests.commands import QUICK, configured, pipeline, results
 from tests.splits import in_splits
@@ -37,18 +39,23 @@ def config(*overrides: str) -> Any:
     return configured(*small, *overrides)
 
 
-def teacher() -> keras.Model:
-    model = build_model(config("seed=5"), PREPARED)
+def teacher(seed: int = 5) -> keras.Model:
+    model = build_model(config(f"seed={seed}"), PREPARED)
     model.set_weights([weight / 4 for weight in model.get_weights()])
     return model
 
 
-def test_the_loss_is_that_of_the_classes_and_of_the_teacher_in_their_shares() -> None:
-    model, taught = build_model(config(), PREPARED), teacher()
+@pytest.mark.parametrize("seeds", [(5,), (5, 6, 7)])
+def test_the_loss_is_that_of_the_classes_and_of_the_teachers_in_their_shares(
+    seeds: tuple[int, ...],
+) -> None:
+    model, teachers = build_model(config(), PREPARED), [teacher(seed) for seed in seeds]
+    taught = (*TAUGHT, f"train.teacher=[{','.join(f'abc{seed}' for seed in seeds)}]")
     images, labels = PREPARED.train.batch(0, 8), PREPARED.train.labels[:8]
     batch = (tf.constant(images), tf.constant(labels))
-    before, by_teacher = (one(images).numpy().astype(float) for one in (model, taught))
-    with changed_batches(model, PREPARED, config(*TAUGHT), taught):
+    before, *answers = (one(images).numpy().astype(float) for one in (model, *teachers))
+    by_teacher = np.mean(answers, axis=0)
+    with changed_batches(model, PREPARED, config(*taught), teachers):
         validated = {key: float(value) for key, value in model.test_step(batch).items()}
         model.reset_metrics()
         trained = {key: float(value) for key, value in model.train_step(batch).items()}
@@ -79,7 +86,7 @@ def test_a_teacher_alone_is_imitated_and_resuming_gives_the_same_bits(tmp_path: 
     def fitted(folder: Path, *listeners: Any, resumed: bool = False) -> Fitted:
         start = progress_of(folder / "checkpoints" / "last.keras") if resumed else None
         model = build_model(settings, PREPARED)
-        return train(model, PREPARED, settings, folder, listeners, start, teacher())
+        return train(model, PREPARED, settings, folder, listeners, start, [teacher()])
 
     whole = fitted(tmp_path / "whole")
     with pytest.raises(PowerCut):
@@ -96,6 +103,28 @@ def test_a_teacher_alone_is_imitated_and_resuming_gives_the_same_bits(tmp_path: 
         for one in (build_model(settings, PREPARED), whole.model)
     ]
     assert distances[1] < 0.95 * distances[0]
+
+
+def test_a_teacher_computes_in_the_precision_of_the_training_where_that_is_faster(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(precision, "processor_features", lambda: f"flags : {precision.MEASURED}")
+    wide = ("model=cnn", "model.filters=[16,32]", "model.dense=16", "train.scaling=whitened")
+
+    def used(by: str, *network: str) -> keras.Model:
+        taught = build_model(config(*network), PREPARED)
+        model = build_model(config(f"train.precision={by}"), PREPARED)
+        with changed_batches(model, PREPARED, config(*TAUGHT, f"train.precision={by}"), [taught]):
+            return taught
+
+    images = PREPARED.test.batch(0, 20)
+    quick, exact = used("bfloat16", *wide), used("float32", *wide)
+    computed = {layer.name: layer.compute_dtype for layer in quick.layers}
+    assert computed["conv_1"] == computed["pool_2"] == computed["dense_1"] == "bfloat16"
+    assert {computed[one] for one in ("scaling", "whitening", "probabilities")} == {"float32"}
+    assert {weight.dtype for weight in quick.weights} == {"float32"}
+    assert 0 < np.abs(quick(images) - exact(images)).max() < 0.01
+    assert all(computes_in_float32(one) for one in (exact, used("bfloat16")))
 
 
 def test_a_head_sees_the_images_if_it_has_a_teacher() -> None:
@@ -131,25 +160,29 @@ def test_a_teacher_is_the_own_model_of_a_run_with_the_same_classes_and_images(
     monkeypatch.setattr(runs, "by_id", lambda client, given, key: run)
     monkeypatch.setattr(runs, "require_own_model", lambda client, run: asked.append(run.id))
     monkeypatch.setattr(runs, "load_model", lambda uri, tracking: loaded)
-    assert runs.load_teacher(config(), PREPARED) is None
-    assert runs.load_teacher(config(*TAUGHT), PREPARED, tags.update) == "the model"
+    assert runs.load_teachers(config(), PREPARED) == []
+    assert runs.load_teachers(config(*TAUGHT), PREPARED, tags.update) == ["the model"]
     assert (asked, tags) == ([run.id], {"teacher": run.id})
     loaded.class_names = tuple(reversed(names))
     with pytest.raises(RequestError, match="needs the same classes in the same order"):
-        runs.load_teacher(config(*TAUGHT), PREPARED)
+        runs.load_teachers(config(*TAUGHT), PREPARED)
     loaded.class_names, loaded.image_shape = names, (6, 5, 1)
     with pytest.raises(RequestError, match=r"takes images \(6, 5, 1\), not \(6, 6, 1\)"):
-        runs.load_teacher(config(*TAUGHT), PREPARED)
+        runs.load_teachers(config(*TAUGHT), PREPARED)
+    with pytest.raises(RequestError, match=r"train\.teacher=abcd and 1234: these name a run twice"):
+        runs.require_named_runs(config("train.teacher=[abcd,1234]"))
     run.model_uri = None
     with pytest.raises(RequestError, match="has no saved model"):
-        runs.load_teacher(config(*TAUGHT), PREPARED)
+        runs.load_teachers(config(*TAUGHT), PREPARED)
 
 
 def test_a_run_names_its_teacher_and_is_reproduced_with_it(tmp_path: Path) -> None:
     first = results(pipeline(*QUICK, cwd=tmp_path).stdout)["run_id"]
-    second = pipeline(*QUICK, f"train.teacher={first[:12]}", "seed=1", cwd=tmp_path)
-    assert second.returncode == 0, second.stderr
-    run_id = results(second.stdout)["run_id"]
+    taught = [f"train.teacher={first[:12]}", "seed=1"]
+    second = results(pipeline(*QUICK, *taught, cwd=tmp_path).stdout)["run_id"]
+    third = pipeline(*QUICK, f"train.teacher=[{first},{second[:12]}]", cwd=tmp_path)
+    assert third.returncode == 0, third.stderr
+    run_id = results(third.stdout)["run_id"]
     again = pipeline("reproduce", f"run_id={run_id}", "dataset=synthetic", cwd=tmp_path)
     assert again.stdout.splitlines()[-1].endswith("verdict=bit-identical"), again.stderr
     other = ("dataset.classes=2", f"train.teacher={first}")
@@ -159,4 +192,6 @@ def test_a_run_names_its_teacher_and_is_reproduced_with_it(tmp_path: Path) -> No
     nobody = pipeline(*QUICK, "train.teacher=nobody", cwd=tmp_path)
     assert (nobody.returncode, "train.teacher=nobody" in nobody.stderr) == (2, True)
     tracking = config(f"tracking.uri=sqlite:///{tmp_path}/mlflow.db").tracking
-    assert len(runs.find_runs(Query(), tracking)) == 4  # none of nobody's pupil
+    assert len(runs.find_runs(Query(), tracking)) == 5  # none of nobody's pupil
+    found = runs.find_runs(Query(tags={"teacher": f"{first}, {second}"}), tracking)
+    assert [run.id for run in found][-1:] == [run_id]

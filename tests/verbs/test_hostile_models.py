@@ -21,7 +21,7 @@ from pipeline.sweeps.one_job import run_one
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.tracking import runs
 from pipeline.tracking.models import load_model
-from pipeline.tracking.runs import find_trained, load_teacher
+from pipeline.tracking.runs import find_trained, load_teachers
 from pipeline.training.pretrained import FEATURES, prepare_backbone
 from tests.commands import carried_out, configured, inside
 from tests.hostile import IN_THE_FILE, IN_THE_FOLDER, KERAS_FILE, Doctor
@@ -154,7 +154,7 @@ def its_weights(store: Store, weights: str) -> None:
 
 def by_teaching(store: Store) -> None:
     config = configured(*QUICK, f"train.teacher={store.run_id}", "train.teacher_weight=0.5")
-    load_teacher(config, load_data(config))
+    load_teachers(config, load_data(config))
 
 
 LEARNING: dict[str, Callable[[Store], None]] = {
