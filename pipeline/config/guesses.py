@@ -96,8 +96,9 @@ def range_of(text: str) -> str | None:
 
 
 def items_of(text: str) -> str:
-    """The items of the list meant by `64 32`, `64;32`, `{64,32}`, `64x32` or `none`."""
+    """The items of the list meant by `64 32`, `64;32`, `{64,32}`, `{a: 64}`, `64x32` or `none`."""
     plain = text.removeprefix("choice(").strip(f"{_QUOTES}()[]{{}} ,;\t")
+    plain = re.sub(r"\w+:", "", plain) if text.startswith("{") else plain
     if plain.lower() in ("none", "null", "no", "off", "false", "nil"):
         return ""
     several = r"[\s,;x]+" if re.fullmatch(r"[\d\s,;x]+", plain) else r"[\s,;]+"

@@ -18,7 +18,7 @@ from omegaconf.errors import (
 )
 
 from pipeline.config.builders import GROUPS
-from pipeline.config.guesses import key_among, may_be_null
+from pipeline.config.guesses import is_list, key_among, may_be_null
 from pipeline.config.rules import choose
 from pipeline.config.schema import CHOSEN_GROUPS, Config
 from pipeline.config.words import annotation_of, quoted, quoted_word
@@ -173,6 +173,11 @@ def _bad_key(error: OmegaConfBaseException, asked: str = "") -> str:
         return f"{key}: no such key; did you mean {meant}?"
     if isinstance(error, MissingMandatoryValue):
         return f"{key}: needs a value{_of_default(error, key)}"
+    if "Cannot merge" in str(error.msg):  # a list with a mapping
+        of_list = is_list(annotation_of(key))
+        return f"{key}: " + (
+            "a list is written [a,b]" if of_list else f"its settings are written {key}.KEY=VALUE"
+        )
     how = next((way for said, way in _WAYS.items() if said in str(error.msg)), "")
     null = ", or null for none" if how and may_be_null(annotation_of(key)) else ""
     if isinstance(error, InterpolationKeyError):

@@ -533,6 +533,16 @@ def _require_kind(setting: _Setting, one: Override) -> None:
         _require_number(setting, one)
     elif is_switch(setting.hint):
         _require_switch(setting, one)
+    elif is_text(setting.hint) and not is_free(setting.hint):  # a free one may have brackets
+        _require_text(setting, one)
+
+
+def _require_text(setting: _Setting, one: Override) -> None:
+    """Refuses a list or mapping for a text."""
+    given = one.value()
+    if isinstance(given, list | dict):
+        first = next(iter(given), "TEXT")
+        raise RequestError(f"{setting.word}: write one text, as in {setting.name}={first}")
 
 
 def _require_switch(setting: _Setting, one: Override) -> None:
@@ -582,7 +592,7 @@ def _require_list(setting: _Setting, one: Override) -> None:
     given, null = one.value(), may_be_null(setting.hint)
     several = isinstance(given, ChoiceSweep)
     single = given.list if isinstance(given, ChoiceSweep) else [given]
-    if any(isinstance(item, dict) or (item is None and null) for item in single):
+    if any(item is None and null for item in single):
         return
     only = given[0] if isinstance(given, list) and len(given) == 1 else None
     if isinstance(only, str) and " " in only:  # among several, it may be the name of a class

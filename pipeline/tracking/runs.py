@@ -325,7 +325,8 @@ def by_id(client: Client, given: str, *, key: str = "run_id", kind: str = "run")
         if named := list(search(client, Query(tags={LOCAL_ID: given}, limit=1))):
             return named[0]  # the id that it had before a store knew it
         raise _no_such_run(client, given, key, kind) from error
-    _require_active(run, given, key)
+    if run.info.lifecycle_stage != "active":
+        raise _deleted(run.info.run_id, given, key)
     name = str(client.get_experiment(run.info.experiment_id).name)
     return from_mlflow(run, name, shown_address(client))
 
@@ -349,6 +350,8 @@ def by_beginning(client: Client, given: str, *, key: str, kind: str = "run") -> 
     local = search(client, Query(begins_locally=begins, limit=most))
     fitting = named + [(run.tags[LOCAL_ID], run) for run in local if run.id not in known]
     if not fitting:
+        for run in search(client, Query(begins=begins, deleted=True, limit=1)):
+            raise _deleted(run.id, given, key)
         raise _no_such_run(client, given, key, kind)
     if len(fitting) > 1:
         ids = [shown for shown, _ in fitting[:_SHOWN]] + ["…"] * (len(fitting) > _SHOWN)
@@ -358,12 +361,10 @@ def by_beginning(client: Client, given: str, *, key: str, kind: str = "run") -> 
     return fitting[0][1]
 
 
-def _require_active(run: Run, given: str, key: str) -> None:
-    if run.info.lifecycle_stage != "active":
-        raise RequestError(
-            f"{key}={given} was deleted; `mlflow runs restore --run-id {run.info.run_id}` brings "
-            "it back"
-        )
+def _deleted(run_id: str, given: str, key: str) -> RequestError:
+    return RequestError(
+        f"{key}={given} was deleted; `mlflow runs restore --run-id {run_id}` brings it back"
+    )
 
 
 def _no_such_run(client: Client, given: str, key: str, kind: str) -> RequestError:
@@ -473,7 +474,7 @@ def search(client: Client, query: Query) -> Iterator[RecordedRun]:
             page = client.search_runs(
                 list(names),
                 _condition(query),
-                ViewType.ACTIVE_ONLY,
+                ViewType.DELETED_ONLY if query.deleted else ViewType.ACTIVE_ONLY,
                 max_results=min(left or _PAGE, _PAGE),
                 order_by=[_clause(one) for one in query.order],
                 page_token=token,

@@ -451,6 +451,8 @@ class Query:
     has_folder: bool | None = None
     """Whether its folder is recorded, as for every run except a sweep's own."""
     is_pruned: bool | None = None
+    deleted: bool = False
+    """Whether to search the deleted runs instead of the others."""
     has_metric: str | None = None
     tags: Mapping[str, str | bool] = field(default_factory=dict)
     order: Sequence[str] = ("-started",)

@@ -106,6 +106,8 @@ def test_a_key_for_an_empty_mapping_is_told_how_to_be_added() -> None:
             "write a whole number, as in 5, or null for none",
         ),
         ("seed=null", "field 'seed' is not Optional"),
+        ("train.plots={a: 1}", "a list is written [a,b]"),
+        ("ingest.checks=[a]", "its settings are written ingest.checks.KEY=VALUE"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_named_with_its_key(override: str, reason: str) -> None:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from mlflow.entities import Run, RunData, RunInfo, RunTag
+from mlflow.entities import Run, RunData, RunInfo, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
 from pipeline.system.errors import RequestError
@@ -21,6 +21,7 @@ from tests.commands import configured
 
 IDS = ["abcd" + "0" * 28, "abce" + "0" * 28, "12e4" + "0" * 28]
 IDS += [f"ffff{number}" + "0" * 27 for number in range(5)]
+DELETED = "9e9e" + "0" * 28
 # The ids that runs had before a store knew them, by those of the store
 LOCAL = {IDS[0]: "5a5a" + "1" * 28, IDS[1]: "12e4" + "1" * 28, IDS[2]: "12e4" + "2" * 28}
 
@@ -54,6 +55,8 @@ class Client:
         assert experiments == ["0", "1"]
         what, _, beginning = where.removesuffix("%'").partition(" LIKE '")
         known = {"attributes.run_id": {one: one for one in IDS}, "tags.`local_id`": LOCAL}
+        if view == ViewType.DELETED_ONLY:
+            known = {"attributes.run_id": {DELETED: DELETED}}
         fitting = [_run(of) for of, one in known.get(what, {}).items() if one.startswith(beginning)]
         return Page(fitting[:max_results])
 
@@ -92,6 +95,14 @@ def test_what_fits_no_run_is_refused_with_what_an_id_may_be(given: str) -> None:
     assert str(refused.value) == (
         f"run_id={given}: there is no such run in sqlite:///mlflow.db; give its id or at least "
         "the first 4 characters of it; tracking.uri=… names another store"
+    )
+
+
+def test_a_deleted_run_is_told_as_such_by_the_beginning_of_its_id() -> None:
+    with pytest.raises(RequestError) as refused:
+        found("9E9e")
+    assert str(refused.value) == (
+        f"run_id=9E9e was deleted; `mlflow runs restore --run-id {DELETED}` brings it back"
     )
 
 
