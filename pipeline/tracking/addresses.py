@@ -34,6 +34,7 @@ MLFLOW_DEFAULTS = {
     # These take 3 seconds, half a second each; records of a run are retried anyway.
     RETRIES: "5",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0",
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",  # may ask for an hour's wait
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
 }
 # These override the environment.

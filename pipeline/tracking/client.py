@@ -71,6 +71,7 @@ NOISY = ("mlflow.store.db.utils", "urllib3.connectionpool")
 _ONE_EXPERIMENT = "/api/2.0/mlflow/experiments/search?max_results=1"
 _PAGE = 5_000  # experiments per request
 TRY_AGAIN = (429, 502, 503, 504)  # a server that starts or is overloaded answers these
+CHANGES_METHOD = (301, 302, 303)  # redirects after which what is sent becomes a question
 # Errors of MLflow that would be the same however often a request is repeated.
 _LASTING = {
     *("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"),
@@ -663,6 +664,9 @@ def no_answer(error: Exception, address: str, *, within_s: float) -> Refusal:
 
 def refusal(answer: requests.Response, address: str) -> Refusal | None:
     """Why a server refuses requests, in words; None if it does not."""
+    if any(one.status_code in CHANGES_METHOD for one in answer.history):
+        to = hide(answer.url.partition("?")[0].partition("/api/")[0])
+        return Refusal(f"it redirects to {to}", "use that address")
     if answer.ok and answer.text.lstrip().startswith("{"):
         return None
     code = f"it answers {answer.status_code}"

@@ -53,17 +53,24 @@ USER = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 
 
 @contextmanager
-def answering(status: int, body: bytes = b"") -> Iterator[tuple[str, list[str]]]:
-    """The address of a server that answers every request alike, and the credentials that came."""
+def answering(status: int, body: bytes = b"", **headers: str) -> Iterator[tuple[str, list[str]]]:
+    """The address of a server that answers every request alike, and the credentials that came.
+
+    What lies below /moved answers 200 and an empty mapping.
+    """
     came: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             came.append(self.headers.get("Authorization", ""))
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
+            has_moved = self.path.startswith("/moved")
+            self.send_response(200 if has_moved else status)
+            for name, value in headers.items():
+                self.send_header(name.replace("_", "-"), value.format(path=self.path))
+            answer = b"{}" if has_moved else body
+            self.send_header("Content-Length", str(len(answer)))
             self.end_headers()
-            self.wfile.write(body)
+            self.wfile.write(answer)
 
         def log_message(self, *_: object) -> None:
             pass
@@ -107,6 +114,28 @@ def test_a_server_that_refuses_is_told_in_its_own_words_at_the_start_and_by_doct
     assert says in str(refused.value)
     assert mend in str(refused.value)
     assert (found.state, says in found.says, mend in str(found.mend)) == ("problem", True, True)
+
+
+@pytest.mark.parametrize("status", [301, 302])
+def test_a_redirect_that_loses_what_is_sent_is_refused_with_the_new_address(status: int) -> None:
+    with answering(status, Location="/moved{path}") as (address, _):
+        with pytest.raises(RequestError, match=f"redirects to {address}/moved; use that address"):
+            connect(address)
+        assert f"redirects to {address}/moved" in health.check_store(address).finding.says
+
+
+def test_a_redirect_that_keeps_what_is_sent_is_followed() -> None:
+    with answering(308, Location="/moved{path}") as (address, came):
+        assert tracking.refusal(tracking.ask(address, within_s=5), address) is None
+        assert len(came) == 2
+
+
+def test_a_server_that_asks_for_an_hour_s_patience_is_away_in_seconds() -> None:
+    with answering(429, Retry_After="3600") as (address, _):
+        began = time.monotonic()
+        with pytest.raises(MlflowException, match="429"):
+            quiet_client(address).get_experiment("0")
+        assert time.monotonic() - began < 10
 
 
 def test_credentials_that_a_server_does_not_accept_are_sent_and_named_but_not_shown(
