@@ -98,6 +98,10 @@ _shown: dict[str, str] = {}  # whole addresses of stores by what is shown of the
 _inodes: dict[str, int] = {}  # of the SQLite files that MLflow has open, by their addresses
 
 
+class StoreAway(PipelineError):
+    """The store answered when a command began, and does not now, or not as MLflow does."""
+
+
 class NoStore:
     """Replaces the client of a run without a store (`tracking.offline`); refuses every request."""
 
@@ -279,22 +283,35 @@ def _environment_kept(name: str) -> Iterator[None]:
             os.environ[name] = before
 
 
+def store_away(client: Client, error: BaseException) -> StoreAway:
+    """The error of a request that a store did not answer, in words."""
+    return StoreAway(f"tracking store {address_of(client)} cannot be used: {why_away(error)}")
+
+
 def is_passing(error: BaseException) -> bool:
     """Whether an error is temporary: the store is away, overloaded or locked."""
     if isinstance(error, MlflowException):
         # A proxy answers like this when the server behind it is away.
         is_foreign = str(error.message).startswith("API request to endpoint")
         return is_foreign or error.error_code not in _LASTING | DENIED
-    away = (requests.RequestException, ConnectionError, TimeoutError, *DATABASE_LOST)
+    away = (requests.RequestException, ConnectionError, TimeoutError, *DATABASE_LOST, StoreAway)
     return isinstance(error, away)
 
 
 def why_away(error: BaseException) -> str:
     """Why a request did not reach the store, in a few words."""
+    if isinstance(error, StoreAway):
+        return str(error)
     cause = error.__cause__ or error.__context__
     if isinstance(cause, requests.exceptions.RetryError):
         status = re.search(r"too many (\d+) error", str(cause))
         return f"it answers {status[1]}" if status else one_line(cause)
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return f"it answers {error.response.status_code} {error.response.reason}"
+    if status := re.match(r"API request to endpoint \S+ failed with error code (\d+)", str(error)):
+        return f"it answers {status[1]}"
+    if str(error).startswith("API request to endpoint was successful but"):
+        return "it does not answer as MLflow does"
     if isinstance(cause, requests.Timeout):
         return "it does not answer in time"
     if isinstance(cause, requests.ConnectionError):
@@ -511,14 +528,27 @@ def fetch(address: str, store: str | None = None) -> Path:
 
     Raises:
         OSError: it is missing or incomplete.
+        StoreAway: whether it is there cannot be told, or it cannot be read now.
     """
     is_local = address.startswith(("file:", "/"))
     folder = None if is_local else mkdtemp(dir=_downloads().name)
     try:
         get = mlflow.artifacts.download_artifacts
         return Path(get(address, dst_path=folder, tracking_uri=whole_store(store)))
-    except MlflowException as error:
-        raise OSError(f"{address}: {error.message}") from error
+    except (MlflowException, requests.RequestException) as error:
+        if not is_local and _may_be_there(address, store):
+            shown = hide_in_place(address)
+            raise StoreAway(f"{shown} cannot be read now: {why_away(error)}") from error
+        raise OSError(f"{address}: {error}") from error
+
+
+def _may_be_there(address: str, store: str | None) -> bool:
+    """Whether an artefact is there, as far as the place of the artefacts answers."""
+    above, _, name = address.rpartition("/")
+    try:
+        return name in artifact_names(above, store)
+    except Exception as error:  # each kind of place raises errors of its own driver
+        return is_passing(error)
 
 
 @cache

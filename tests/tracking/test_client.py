@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from pipeline.system.errors import RequestError
 from pipeline.tracking import client as tracking
 from pipeline.tracking.client import (
     Refusal,
+    StoreAway,
     address_of,
     connect,
     experiment,
@@ -37,11 +39,12 @@ from pipeline.tracking.client import (
     whole_store,
     why_away,
 )
+from pipeline.tracking.models import find_version, require_own_model
 from pipeline.tracking.registry import open_registry
-from pipeline.tracking.runs import find_runs
-from pipeline.tracking.values import Query
+from pipeline.tracking.runs import by_id, find_runs
+from pipeline.tracking.values import Query, RecordedRun, Status
 from pipeline.verbs.doctor import store as health
-from tests.commands import QUICK, configured, free_port, inside
+from tests.commands import QUICK, configured, free_port, inside, pipeline
 from tests.stores import MADE_ONCE, empty_store
 from tests.stress.matrix import matrix
 from tests.warm import call_warm
@@ -53,24 +56,29 @@ USER = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 
 
 @contextmanager
-def answering(status: int, body: bytes = b"", **headers: str) -> Iterator[tuple[str, list[str]]]:
+def answering(
+    status: int, body: bytes = b"", but: str = "/moved", **headers: str
+) -> Iterator[tuple[str, list[str]]]:
     """The address of a server that answers every request alike, and the credentials that came.
 
-    What lies below /moved answers 200 and an empty mapping.
+    Requests whose path has `but` in it get 200 and an empty mapping.
     """
     came: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             came.append(self.headers.get("Authorization", ""))
-            has_moved = self.path.startswith("/moved")
-            self.send_response(200 if has_moved else status)
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            is_well = but in self.path
+            self.send_response(200 if is_well else status)
             for name, value in headers.items():
                 self.send_header(name.replace("_", "-"), value.format(path=self.path))
-            answer = b"{}" if has_moved else body
+            answer = b"{}" if is_well else body
             self.send_header("Content-Length", str(len(answer)))
             self.end_headers()
             self.wfile.write(answer)
+
+        do_POST = do_GET  # noqa: N815
 
         def log_message(self, *_: object) -> None:
             pass
@@ -138,6 +146,39 @@ def test_a_server_that_asks_for_an_hour_s_patience_is_away_in_seconds() -> None:
         assert time.monotonic() - began < 10
 
 
+def test_a_verb_whose_server_goes_away_says_so_in_a_line(tmp_path: Path) -> None:
+    with answering(503, but="experiments/search") as (address, _):
+        ended = pipeline("history", f"tracking.uri={address}", cwd=tmp_path)
+    said, _ = ended.stderr.splitlines()
+    assert (ended.returncode, said) == (
+        1,
+        f"tracking store {address} cannot be used: it answers 503",
+    )
+
+
+AWAY = {503: "it answers 503", 502: "it answers 502", 200: "it does not answer as MLflow does"}
+
+
+@pytest.mark.parametrize("status", AWAY)
+def test_a_server_that_goes_away_has_lost_no_run_and_no_model(
+    status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with answering(status, b"<html>a proxy's page</html>") as (address, _):
+        client = quiet_client(address)
+        run = RecordedRun(**RUN, artifacts=f"{address}/api/2.0/mlflow-artifacts/artifacts/1")
+        asks: tuple[Callable[[], object], ...] = (
+            lambda: by_id(client, "0" * 32),
+            lambda: find_version(client, "models:/digits@champion"),
+            lambda: require_own_model(client, replace(run, tags={"model_uri": "models:/m-1"})),
+        )
+        for ask in asks:
+            with pytest.raises(StoreAway, match=f"{address} cannot be used: {AWAY[status]}$"):
+                ask()
+        with pytest.raises(StoreAway, match=r"1/predictions\.npz cannot be read now: "):
+            run.predictions()
+
+
 def test_credentials_that_a_server_does_not_accept_are_sent_and_named_but_not_shown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -170,6 +211,18 @@ def test_a_server_whose_certificate_is_not_accepted_is_there() -> None:
     assert refused == Refusal(str(error), "correct that")
 
 
+RUN: dict[str, Any] = {
+    "id": "0" * 32,
+    "name": "first",
+    "experiment": "digits",
+    "status": Status.FINISHED,
+    "started": 0,
+    "ended": 1,
+    "params": {},
+    "tags": {},
+    "logged": {},
+    "sizes": {},
+}
 # What a run writes; most of the first make something new each time they are called.
 CREATES = (
     *("create_experiment", "create_run", "create_logged_model", "log_model_artifacts"),
