@@ -87,6 +87,10 @@ _DRIVERS = {
     "abfss": ("azure.storage.filedatalake", "azure-storage-file-datalake azure-identity"),
 }
 _REPEATED = ("unique constraint", "duplicate key", "duplicate entry", "integrityerror")
+_REFUSED = re.compile(
+    r"API request to endpoint \S+ failed with error code (?P<status>\d+) != \d+\. "
+    r"Response body: '(?P<text>[^<\n]{1,100}(?='$))?"
+)
 _FOREIGN_HOST = ("invalid host", "dns rebinding")  # as MLflow's server says it
 
 log = logging.getLogger(__name__)
@@ -153,7 +157,8 @@ def connect(uri: str | None) -> Client:
             client = _opened(address)
             _inodes[address] = _inode(address)
     except (MlflowException, sa.exc.SQLAlchemyError) as error:
-        why = _other_version(address) or reason(error)
+        is_away = is_server(address) and is_passing(error)
+        why = _other_version(address) or (why_away(error) if is_away else reason(error))
         raise RequestError(f"tracking store {without_password(given)}: {why}") from error
     return client
 
@@ -308,8 +313,10 @@ def why_away(error: BaseException) -> str:
         return f"it answers {status[1]}" if status else one_line(cause)
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return f"it answers {error.response.status_code} {error.response.reason}"
-    if status := re.match(r"API request to endpoint \S+ failed with error code (\d+)", str(error)):
-        return f"it answers {status[1]}"
+    if refused := _REFUSED.match(str(error)):  # with a text, or a page of many lines
+        return f"it answers {refused['status']}" + (
+            f": {refused['text']}" if refused["text"] else ""
+        )
     if str(error).startswith("API request to endpoint was successful but"):
         return "it does not answer as MLflow does"
     if isinstance(cause, requests.Timeout):

@@ -61,7 +61,7 @@ def answering(
 ) -> Iterator[tuple[str, list[str]]]:
     """The address of a server that answers every request alike, and the credentials that came.
 
-    Requests whose path has `but` in it get 200 and an empty mapping.
+    Requests whose method and path have `but` in them get 200 and an empty mapping.
     """
     came: list[str] = []
 
@@ -69,7 +69,7 @@ def answering(
         def do_GET(self) -> None:
             came.append(self.headers.get("Authorization", ""))
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            is_well = but in self.path
+            is_well = but in f"{self.command} {self.path}"
             self.send_response(200 if is_well else status)
             for name, value in headers.items():
                 self.send_header(name.replace("_", "-"), value.format(path=self.path))
@@ -144,6 +144,24 @@ def test_a_server_that_asks_for_an_hour_s_patience_is_away_in_seconds() -> None:
         with pytest.raises(MlflowException, match="429"):
             quiet_client(address).get_experiment("0")
         assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"Permission denied", "it answers 403: Permission denied"),
+        (b"<html>a proxy's page</html>", "it answers 403"),
+        (b"several\nlines", "it answers 403"),
+        (b"", "it answers 403"),
+    ],
+)
+def test_a_server_that_refuses_a_single_request_is_told_in_few_words(
+    body: bytes, says: str
+) -> None:
+    with answering(403, body, but="GET ") as (address, _):
+        with pytest.raises(RequestError) as refused:
+            connect(address)
+        assert str(refused.value) == f"tracking store {address}: {says}"
 
 
 def test_a_verb_whose_server_goes_away_says_so_in_a_line(tmp_path: Path) -> None:
