@@ -56,7 +56,7 @@ from pipeline.system.terminal import (
     prepare_streams,
     tell_unwritable_logs,
 )
-from pipeline.tracking.addresses import require_artifacts_writable
+from pipeline.tracking.addresses import require_artifacts_writable, store_address
 from pipeline.verbs import Verb, requests, verbs
 
 # The words of a verb that keeps no log.
@@ -371,7 +371,18 @@ def _carry_out(verb: Verb, composed: DictConfig) -> None:
         if _is_unread(error):
             raise
         where = f"\nThe log is in {folder}" if verb.keeps_log else ""
-        raise PipelineError(f"{error_line(error)}{where}") from error
+        raise PipelineError(f"{_in_words(error, config)}{where}") from error
+
+
+def _in_words(error: Exception, config: Config) -> str:
+    """The line that explains an error; the store's words if that is away."""
+    if "mlflow" in sys.modules:
+        from pipeline.tracking.client import STORE_ERRORS, is_passing, why_away
+
+        if isinstance(error, STORE_ERRORS) and is_passing(error):
+            store = hide(store_address(config.tracking.uri))
+            return f"tracking store {store} cannot be used: {why_away(error)}"
+    return error_line(error)
 
 
 def _is_unread(error: BaseException) -> bool:

@@ -23,7 +23,7 @@ from pipeline.reports.notes import REPORT_PAGE, note_of_run
 from pipeline.reports.originals import read_originals
 from pipeline.reports.page import Facts, run_html
 from pipeline.reports.template import template
-from pipeline.system.errors import RequestError, one_line
+from pipeline.system.errors import PipelineError, RequestError, one_line
 from pipeline.system.folders import owner
 from pipeline.tracking.client import STORE_ERRORS
 from pipeline.tracking.lifecycle import ending, status_of
@@ -251,8 +251,8 @@ def _artifact(recording: Recording, run: RecordedRun, name: str) -> bytes | None
         return None
     try:
         return run.fetch(name).read_bytes()
-    except RequestError:
-        return None  # `train.plots` does not include it
+    except PipelineError:
+        return None  # `train.plots` does not include it, or the store is away
 
 
 def _has(recording: Recording, run: RecordedRun, name: str) -> bool:

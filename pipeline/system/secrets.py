@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from glob import escape
 from pathlib import Path
 from typing import Any, TextIO
-from urllib.parse import unquote, unquote_plus, urlsplit
+from urllib.parse import unquote, unquote_plus
 
 import yaml
 
@@ -45,8 +45,8 @@ _NUMBER = re.compile(r"[+-]?[\d.]{1,9}(e[+-]?\d{1,2})?", re.IGNORECASE)
 _SHORTEST = 5  # characters; a shorter secret is hidden under its key, not wherever its text occurs
 LIKE_A_TOKEN = 20  # characters of a user name in an address that nobody types by hand
 _ADDRESS = re.compile(r"""[a-zA-Z][\w+.-]*://[^\s'"<>]+""")
-# One that is the whole text, or the value of a key: its password may have a quote.
-_ALONE = re.compile(r"""(?:[\w.+~/@-]+=)?['"]?([a-zA-Z][\w+.-]*://\S+?)['"]?""")
+# One that is the whole text, or the value of a key: its password may have a quote or a space.
+_ALONE = re.compile(r"""(?:[\w.+~/@-]+=)?['"]?([a-zA-Z][\w+.-]*://(?:[^/@\s]*:.*@)?\S+?)['"]?""")
 _PORT = re.compile(r"\d{2,5}/")
 # Before `+driver`, schemes of SQLAlchemy, for which there is no port before an `@`.
 _DATABASES = frozenset({"postgresql", "postgres", "mysql", "mariadb", "oracle", "mssql", "sqlite"})
@@ -66,13 +66,11 @@ class _Patterns:
     def __init__(self, ends: str) -> None:
         self.user = re.compile(rf"(?<=://)[^/{ends}]*@")
         # A password with a slash, or a port and what follows it: `http://host:5000/team@work`.
-        self.slashed = re.compile(
-            rf"([\w+.-]*)(://[^:/@\[{ends}]*:)([^/@{ends}]*/[^@{ends}]*)(?=@)"
-        )
+        self.slashed = re.compile(rf"([\w+.-]*)(://[^:/@\[{ends}]*:)([^/@{ends}]*/[^{ends}]*)(?=@)")
         self.query = re.compile(rf"([?&;])([\w.-]+)=([^&;#{ends}]*)")
 
 
-_IN_TEXT, _IN_ADDRESS = _Patterns(r"\s'\"<>"), _Patterns(r"\s")
+_IN_TEXT, _IN_ADDRESS = _Patterns(r"\s'\"<>"), _Patterns(r"\n")
 
 known_secrets: set[str] = set()
 """What this process has learnt."""
@@ -164,16 +162,20 @@ def _learn_address(address: str) -> None:
         elif name.lower() == _ODBC:
             for setting in unquote_plus(value).split(";"):
                 _learn_text(setting, "")
-    for found in filter(_has_password, _IN_ADDRESS.slashed.finditer(address)):
-        _remember(found[3])
-    try:
-        parts = urlsplit(address)
-    except ValueError:
-        return
-    if parts.password and parts.password != parts.username:  # what a user is called is no secret
-        _remember(parts.password)
-    if parts.username and _is_token(parts.scheme, parts.username, parts.password):
-        _remember(parts.username)
+    user, _, password = credentials(address).partition(":")
+    if password != user:  # what a user is called is no secret
+        _remember(password)
+    if user and _is_token(address.partition("://")[0], user, password):
+        _remember(user)
+
+
+def credentials(address: str) -> str:
+    """The user and the password in an address, as they are written: `me:secret`; empty if none."""
+    slashed = filter(_has_password, _IN_ADDRESS.slashed.finditer(address))
+    if found := next(slashed, None):
+        return found[2].removeprefix("://") + found[3]
+    user = _IN_ADDRESS.user.search(address)
+    return user[0].removesuffix("@") if user else ""
 
 
 def _has_password(slashed: re.Match[str]) -> bool:
@@ -194,7 +196,7 @@ def _is_token(scheme: str, user: str, password: str | None) -> bool:
 
 
 def _remember(value: str) -> None:
-    value = value.strip("'\" ")
+    value = value.strip("'\" \t\r\n")  # that of a mounted file ends a line
     for text in (value, unquote(value)):
         if len(text) < _SHORTEST or text.lower() in _COMMON or _NUMBER.fullmatch(text):
             continue

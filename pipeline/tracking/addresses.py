@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from pipeline.system.errors import RequestError
 from pipeline.system.folders import require_writable
-from pipeline.system.secrets import hide
+from pipeline.system.secrets import credentials, hide
 
 if TYPE_CHECKING:
     from pipeline.config.schema import Config, Tracking  # a pool's process needs neither
@@ -34,6 +34,7 @@ MLFLOW_DEFAULTS = {
     # These take 3 seconds, half a second each; records of a run are retried anyway.
     RETRIES: "5",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0",
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",  # may ask for an hour's wait
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
 }
 # These override the environment.
@@ -51,6 +52,7 @@ _SQLITE = re.compile(
     r"(?P<path>[^?]*)"
 )
 _ENCODED = re.compile(r"%[0-9a-fA-F]{2}")
+_ENDS_CREDENTIALS = re.compile(r"[\s#?/\\\[\]]")
 
 
 def store_address(uri: str | None) -> str:
@@ -85,6 +87,23 @@ def require_address(address: str) -> None:
     if meant:
         told = f"{why}; write" if why else "write"
         raise RequestError(f"tracking store {hide(address)}: {told} tracking.uri={hide(meant)}")
+    if is_server(address):
+        _require_sendable(address)
+
+
+def _require_sendable(address: str) -> None:
+    """Refuses a user or password that would not reach a server as it is.
+
+    From an address, others than ASCII's characters are sent in an encoding that MLflow's server
+    does not read. A message of the library that meets such an address shows a part of it.
+    """
+    given = credentials(address)
+    if _ENDS_CREDENTIALS.search(given) or not unquote(given).isascii():
+        raise RequestError(
+            f"tracking store {hide(address)}: its user or password has a character that an "
+            "address cannot have; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD "
+            "instead, which take any"
+        )
 
 
 def sqlite_file(address: str) -> Path | None:

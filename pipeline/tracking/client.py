@@ -71,6 +71,7 @@ NOISY = ("mlflow.store.db.utils", "urllib3.connectionpool")
 _ONE_EXPERIMENT = "/api/2.0/mlflow/experiments/search?max_results=1"
 _PAGE = 5_000  # experiments per request
 TRY_AGAIN = (429, 502, 503, 504)  # a server that starts or is overloaded answers these
+CHANGES_METHOD = (301, 302, 303)  # redirects after which what is sent becomes a question
 # Errors of MLflow that would be the same however often a request is repeated.
 _LASTING = {
     *("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"),
@@ -86,6 +87,10 @@ _DRIVERS = {
     "abfss": ("azure.storage.filedatalake", "azure-storage-file-datalake azure-identity"),
 }
 _REPEATED = ("unique constraint", "duplicate key", "duplicate entry", "integrityerror")
+_REFUSED = re.compile(
+    r"API request to endpoint \S+ failed with error code (?P<status>\d+) != \d+\. "
+    r"Response body: '(?P<text>[^<\n]{1,100}(?='$))?"
+)
 _FOREIGN_HOST = ("invalid host", "dns rebinding")  # as MLflow's server says it
 
 log = logging.getLogger(__name__)
@@ -95,6 +100,10 @@ _once = Lock()
 _given: dict[str, str] = {}  # addresses of stores as they were given, by the whole ones
 _shown: dict[str, str] = {}  # whole addresses of stores by what is shown of them
 _inodes: dict[str, int] = {}  # of the SQLite files that MLflow has open, by their addresses
+
+
+class StoreAway(PipelineError):
+    """The store answered when a command began, and does not now, or not as MLflow does."""
 
 
 class NoStore:
@@ -148,7 +157,8 @@ def connect(uri: str | None) -> Client:
             client = _opened(address)
             _inodes[address] = _inode(address)
     except (MlflowException, sa.exc.SQLAlchemyError) as error:
-        why = _other_version(address) or reason(error)
+        is_away = is_server(address) and is_passing(error)
+        why = _other_version(address) or (why_away(error) if is_away else reason(error))
         raise RequestError(f"tracking store {without_password(given)}: {why}") from error
     return client
 
@@ -278,22 +288,37 @@ def _environment_kept(name: str) -> Iterator[None]:
             os.environ[name] = before
 
 
+def store_away(client: Client, error: BaseException) -> StoreAway:
+    """The error of a request that a store did not answer, in words."""
+    return StoreAway(f"tracking store {address_of(client)} cannot be used: {why_away(error)}")
+
+
 def is_passing(error: BaseException) -> bool:
     """Whether an error is temporary: the store is away, overloaded or locked."""
     if isinstance(error, MlflowException):
         # A proxy answers like this when the server behind it is away.
         is_foreign = str(error.message).startswith("API request to endpoint")
         return is_foreign or error.error_code not in _LASTING | DENIED
-    away = (requests.RequestException, ConnectionError, TimeoutError, *DATABASE_LOST)
+    away = (requests.RequestException, ConnectionError, TimeoutError, *DATABASE_LOST, StoreAway)
     return isinstance(error, away)
 
 
 def why_away(error: BaseException) -> str:
     """Why a request did not reach the store, in a few words."""
+    if isinstance(error, StoreAway):
+        return str(error)
     cause = error.__cause__ or error.__context__
     if isinstance(cause, requests.exceptions.RetryError):
         status = re.search(r"too many (\d+) error", str(cause))
         return f"it answers {status[1]}" if status else one_line(cause)
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return f"it answers {error.response.status_code} {error.response.reason}"
+    if refused := _REFUSED.match(str(error)):  # with a text, or a page of many lines
+        return f"it answers {refused['status']}" + (
+            f": {refused['text']}" if refused["text"] else ""
+        )
+    if str(error).startswith("API request to endpoint was successful but"):
+        return "it does not answer as MLflow does"
     if isinstance(cause, requests.Timeout):
         return "it does not answer in time"
     if isinstance(cause, requests.ConnectionError):
@@ -510,14 +535,27 @@ def fetch(address: str, store: str | None = None) -> Path:
 
     Raises:
         OSError: it is missing or incomplete.
+        StoreAway: whether it is there cannot be told, or it cannot be read now.
     """
     is_local = address.startswith(("file:", "/"))
     folder = None if is_local else mkdtemp(dir=_downloads().name)
     try:
         get = mlflow.artifacts.download_artifacts
         return Path(get(address, dst_path=folder, tracking_uri=whole_store(store)))
-    except MlflowException as error:
-        raise OSError(f"{address}: {error.message}") from error
+    except (MlflowException, requests.RequestException) as error:
+        if not is_local and _may_be_there(address, store):
+            shown = hide_in_place(address)
+            raise StoreAway(f"{shown} cannot be read now: {why_away(error)}") from error
+        raise OSError(f"{address}: {error}") from error
+
+
+def _may_be_there(address: str, store: str | None) -> bool:
+    """Whether an artefact is there, as far as the place of the artefacts answers."""
+    above, _, name = address.rpartition("/")
+    try:
+        return name in artifact_names(above, store)
+    except Exception as error:  # each kind of place raises errors of its own driver
+        return is_passing(error)
 
 
 @cache
@@ -663,6 +701,9 @@ def no_answer(error: Exception, address: str, *, within_s: float) -> Refusal:
 
 def refusal(answer: requests.Response, address: str) -> Refusal | None:
     """Why a server refuses requests, in words; None if it does not."""
+    if any(one.status_code in CHANGES_METHOD for one in answer.history):
+        to = hide(answer.url.partition("?")[0].partition("/api/")[0])
+        return Refusal(f"it redirects to {to}", "use that address")
     if answer.ok and answer.text.lstrip().startswith("{"):
         return None
     code = f"it answers {answer.status_code}"

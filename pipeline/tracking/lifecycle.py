@@ -25,7 +25,7 @@ from pipeline.config.schema import Config
 from pipeline.config.sweep import JobSettings
 from pipeline.config.trusted import checksums, sources
 from pipeline.config.words import key_of
-from pipeline.system.databases import reason, without_password
+from pipeline.system.databases import without_password
 from pipeline.system.errors import PipelineError, Pruned, RequestError, counted
 from pipeline.system.folders import at_work_in, move_in, vacate
 from pipeline.system.secrets import (
@@ -46,6 +46,7 @@ from pipeline.tracking.client import (
     is_passing,
     require_driver,
     store_of,
+    why_away,
 )
 from pipeline.tracking.delivery import (
     Delivery,
@@ -326,7 +327,9 @@ def _open(
         journal.close()
         if is_passing(error):
             store = address_of(client)
-            raise RequestError(f"tracking store {store} cannot be used: {reason(error)}") from error
+            raise RequestError(
+                f"tracking store {store} cannot be used: {why_away(error)}"
+            ) from error
         raise
     known = as_run(records, folder)
     delivery = Delivery(client=client, run_id=known.id, folder=folder)

@@ -40,8 +40,8 @@ from pipeline.tracking.client import (
     connect,
     is_passing,
     quiet_client,
+    store_away,
     whole_store,
-    why_away,
 )
 from pipeline.tracking.values import CHAMPION, SAVED_MODEL, RecordedRun, champion_uri, dataset_of
 
@@ -167,6 +167,7 @@ def find_version(client: mlflow.MlflowClient, uri: str, dataset: str | None = No
 
     Raises:
         RequestError: there is no such model, version or alias.
+        StoreAway: the store does not answer.
     """
     try:
         if alias := ALIAS.fullmatch(uri):
@@ -177,6 +178,8 @@ def find_version(client: mlflow.MlflowClient, uri: str, dataset: str | None = No
             model = client.get_logged_model(logged["model_id"])
             return ModelVersion(uri=uri, run_id=model.source_run_id)
     except (MlflowException, SQLAlchemyError) as error:
+        if is_passing(error):
+            raise store_away(client, error) from error
         store = address_of(client)
         raise RequestError(f"model_uri={uri}: not in {store}; {_way_out(uri, dataset)}") from error
     return ModelVersion(uri=uri)
@@ -310,6 +313,7 @@ def fetched(uri: str, tracking: Tracking) -> Iterator[SavedModel]:
 
     Raises:
         RequestError: there is no such model, or this pipeline has not saved it.
+        StoreAway: the store does not answer.
     """
     with _fetched(_store_of(uri, tracking), uri) as saved:
         yield saved
@@ -324,6 +328,8 @@ def _fetched(client: mlflow.MlflowClient | None, uri: str) -> Iterator[SavedMode
             )
             folder, sizes = _fetch(location, Path(temporary), store)
         except (MlflowException, OSError) as error:
+            if client and is_passing(error):
+                raise store_away(client, error) from error
             hint = _present(client) if client else "the folder has no saved model"
             raise RequestError(f"model_uri={uri}: no such model; {hint}") from error
         except ValueError as error:
@@ -338,7 +344,8 @@ def require_own_model(client: mlflow.MlflowClient, run: RecordedRun) -> None:
     this run logged, or one among its artefacts.
 
     Raises:
-        RequestError: it names another model or place, or the store cannot be reached.
+        RequestError: it names another model or place.
+        StoreAway: the store does not answer.
     """
     uri = run.model_uri or ""
     if logged := SAVED_MODEL.fullmatch(uri):
@@ -348,10 +355,7 @@ def require_own_model(client: mlflow.MlflowClient, run: RecordedRun) -> None:
         except STORE_ERRORS as error:
             if not is_passing(error):
                 raise RequestError(f"run_id={run.id}: its model {uri} is gone") from error
-            raise RequestError(
-                f"run_id={run.id}: its store {address_of(client)} cannot be reached: "
-                f"{why_away(error)}"
-            ) from error
+            raise store_away(client, error) from error
     own = (f"runs:/{run.id}/", f"{run.artifacts}/")
     if uri.startswith(own) and ".." not in unquote(uri).split("/"):
         return

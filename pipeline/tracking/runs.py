@@ -30,7 +30,9 @@ from pipeline.tracking.client import (
     connect,
     experiment_name,
     experiment_names,
+    is_passing,
     shown_address,
+    store_away,
 )
 from pipeline.tracking.models import KERAS_FILE, fetched, load_model, require_own_model
 from pipeline.tracking.values import (
@@ -316,12 +318,15 @@ def by_id(client: Client, given: str, *, key: str = "run_id", kind: str = "run")
 
     Raises:
         RequestError: no run matches, several match, or the run was deleted.
+        StoreAway: the store does not answer.
     """
     if is_beginning(given):
         return by_beginning(client, given, key=key, kind=kind)
     try:
         run = client.get_run(given)
     except MlflowException as error:
+        if is_passing(error):
+            raise store_away(client, error) from error
         if named := list(search(client, Query(tags={LOCAL_ID: given}, limit=1))):
             return named[0]  # the id that it had before a store knew it
         raise _no_such_run(client, given, key, kind) from error

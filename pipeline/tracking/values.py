@@ -20,7 +20,7 @@ import yaml
 
 from pipeline.config.schema import Config, validate
 from pipeline.data.values import KEPT, Array, Identity, Predictions, most_probable
-from pipeline.system.errors import RequestError, one_line
+from pipeline.system.errors import PipelineError, RequestError, one_line
 from pipeline.system.folders import owner
 from pipeline.system.secrets import hide_in_place, hide_value
 
@@ -335,14 +335,17 @@ class RecordedRun:
 
         Raises:
             RequestError: there is no such file.
+            PipelineError: its store is away.
         """
         from pipeline.tracking.client import fetch
 
         try:
             return fetch(f"{self.artifacts}/{name}", self.store)
-        except OSError as error:
+        except (OSError, PipelineError) as error:
             if left := self._left(name):
                 return left
+            if isinstance(error, PipelineError):
+                raise
             raise RequestError(f"run_id={self.id}: the run has no {name}") from error
 
     def _left(self, name: str) -> Path | None:

@@ -266,10 +266,16 @@ def test_a_password_with_a_slash_is_hidden_in_its_address_and_elsewhere() -> Non
     assert hide("no login with pass/word") == "no login with ***"
 
 
-@pytest.mark.parametrize("password", ["o'brien12", 'qu"oted12', "a<b>cdef1", "sl/ash'ed1"])
+@pytest.mark.parametrize(
+    "password",
+    [
+        *("o'brien12", 'qu"oted12', "a<b>cdef1", "sl/ash'ed1", "two words", "a /b@c d1"),
+        *("ha#sh12", "ma?rk12", "open[12", "shut]12"),
+    ],
+)
 @pytest.mark.parametrize("word", ["{}", "tracking.uri={}", "+tracking.uri='{}'"])
 @matrix(44)
-def test_a_password_with_a_quote_is_hidden_in_its_address_and_elsewhere(
+def test_a_password_of_any_characters_is_hidden_in_its_address_and_elsewhere(
     word: str, password: str
 ) -> None:
     written = word.format(f"postgresql://me:{password}@db/runs")
@@ -277,6 +283,16 @@ def test_a_password_with_a_quote_is_hidden_in_its_address_and_elsewhere(
     assert hide_in_place(written) == word.format("postgresql://me:***@db/runs")
     learn(written)
     assert hide(f"no login with {password}") == "no login with ***"
+
+
+def test_a_secret_that_ends_in_a_line_break_is_hidden_without_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", f"{CANARY}\n")
+    secrets.learn_environment()
+    assert hide(f"in header value: {f'Bearer {CANARY}' + chr(10)!r}") == (
+        "in header value: 'Bearer ***\\n'"
+    )
 
 
 def test_a_quote_ends_an_address_within_a_text() -> None:

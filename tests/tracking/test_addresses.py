@@ -149,9 +149,20 @@ def test_an_address_of_no_store_is_refused_with_the_one_that_is_meant(address: s
 
 
 @pytest.mark.parametrize(
+    "written",
+    [*("two w0rds", "w0#rd", "w0?rd", "w0/rd", "w0\\rd", "w0[rd", "w0]rd", "w0ärd", "w0%C3%A4rd")],
+)
+def test_a_password_that_no_address_can_have_is_refused_without_a_part_of_it(written: str) -> None:
+    with pytest.raises(RequestError, match="set MLFLOW_TRACKING_USERNAME and") as refused:
+        require_address(f"https://me:{written}@host:5000/mlflow")
+    assert not {"w0", "rd"} & {*re.findall(r"\w+", str(refused.value))}
+
+
+@pytest.mark.parametrize(
     "address",
     [
         *("sqlite:///mlflow.db", "sqlite:////data/a b.db", "http://localhost:5000", "https://h/x"),
+        *("http://me:a%23b%40c:d@e%zz@h:5000", "http://h:5000/team@work", "http://[::1]:80/a@b"),
         *("postgresql+psycopg://u:p@h/db", "databricks", "databricks://profile", "mlruns"),
         *("file:///data/mlruns", "C:\\runs", "plugin-scheme://host:80/x"),
     ],

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from pipeline.system.errors import RequestError
 from pipeline.tracking import client as tracking
 from pipeline.tracking.client import (
     Refusal,
+    StoreAway,
     address_of,
     connect,
     experiment,
@@ -37,11 +39,12 @@ from pipeline.tracking.client import (
     whole_store,
     why_away,
 )
+from pipeline.tracking.models import find_version, require_own_model
 from pipeline.tracking.registry import open_registry
-from pipeline.tracking.runs import find_runs
-from pipeline.tracking.values import Query
+from pipeline.tracking.runs import by_id, find_runs
+from pipeline.tracking.values import Query, RecordedRun, Status
 from pipeline.verbs.doctor import store as health
-from tests.commands import QUICK, configured, free_port, inside
+from tests.commands import QUICK, configured, free_port, inside, pipeline
 from tests.stores import MADE_ONCE, empty_store
 from tests.stress.matrix import matrix
 from tests.warm import call_warm
@@ -53,17 +56,29 @@ USER = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 
 
 @contextmanager
-def answering(status: int, body: bytes = b"") -> Iterator[tuple[str, list[str]]]:
-    """The address of a server that answers every request alike, and the credentials that came."""
+def answering(
+    status: int, body: bytes = b"", but: str = "/moved", **headers: str
+) -> Iterator[tuple[str, list[str]]]:
+    """The address of a server that answers every request alike, and the credentials that came.
+
+    Requests whose method and path have `but` in them get 200 and an empty mapping.
+    """
     came: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             came.append(self.headers.get("Authorization", ""))
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            is_well = but in f"{self.command} {self.path}"
+            self.send_response(200 if is_well else status)
+            for name, value in headers.items():
+                self.send_header(name.replace("_", "-"), value.format(path=self.path))
+            answer = b"{}" if is_well else body
+            self.send_header("Content-Length", str(len(answer)))
             self.end_headers()
-            self.wfile.write(body)
+            self.wfile.write(answer)
+
+        do_POST = do_GET  # noqa: N815
 
         def log_message(self, *_: object) -> None:
             pass
@@ -109,6 +124,79 @@ def test_a_server_that_refuses_is_told_in_its_own_words_at_the_start_and_by_doct
     assert (found.state, says in found.says, mend in str(found.mend)) == ("problem", True, True)
 
 
+@pytest.mark.parametrize("status", [301, 302])
+def test_a_redirect_that_loses_what_is_sent_is_refused_with_the_new_address(status: int) -> None:
+    with answering(status, Location="/moved{path}") as (address, _):
+        with pytest.raises(RequestError, match=f"redirects to {address}/moved; use that address"):
+            connect(address)
+        assert f"redirects to {address}/moved" in health.check_store(address).finding.says
+
+
+def test_a_redirect_that_keeps_what_is_sent_is_followed() -> None:
+    with answering(308, Location="/moved{path}") as (address, came):
+        assert tracking.refusal(tracking.ask(address, within_s=5), address) is None
+        assert len(came) == 2
+
+
+def test_a_server_that_asks_for_an_hour_s_patience_is_away_in_seconds() -> None:
+    with answering(429, Retry_After="3600") as (address, _):
+        began = time.monotonic()
+        with pytest.raises(MlflowException, match="429"):
+            quiet_client(address).get_experiment("0")
+        assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"Permission denied", "it answers 403: Permission denied"),
+        (b"<html>a proxy's page</html>", "it answers 403"),
+        (b"several\nlines", "it answers 403"),
+        (b"", "it answers 403"),
+    ],
+)
+def test_a_server_that_refuses_a_single_request_is_told_in_few_words(
+    body: bytes, says: str
+) -> None:
+    with answering(403, body, but="GET ") as (address, _):
+        with pytest.raises(RequestError) as refused:
+            connect(address)
+        assert str(refused.value) == f"tracking store {address}: {says}"
+
+
+def test_a_verb_whose_server_goes_away_says_so_in_a_line(tmp_path: Path) -> None:
+    with answering(503, but="experiments/search") as (address, _):
+        ended = pipeline("history", f"tracking.uri={address}", cwd=tmp_path)
+    said, _ = ended.stderr.splitlines()
+    assert (ended.returncode, said) == (
+        1,
+        f"tracking store {address} cannot be used: it answers 503",
+    )
+
+
+AWAY = {503: "it answers 503", 502: "it answers 502", 200: "it does not answer as MLflow does"}
+
+
+@pytest.mark.parametrize("status", AWAY)
+def test_a_server_that_goes_away_has_lost_no_run_and_no_model(
+    status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with answering(status, b"<html>a proxy's page</html>") as (address, _):
+        client = quiet_client(address)
+        run = RecordedRun(**RUN, artifacts=f"{address}/api/2.0/mlflow-artifacts/artifacts/1")
+        asks: tuple[Callable[[], object], ...] = (
+            lambda: by_id(client, "0" * 32),
+            lambda: find_version(client, "models:/digits@champion"),
+            lambda: require_own_model(client, replace(run, tags={"model_uri": "models:/m-1"})),
+        )
+        for ask in asks:
+            with pytest.raises(StoreAway, match=f"{address} cannot be used: {AWAY[status]}$"):
+                ask()
+        with pytest.raises(StoreAway, match=r"1/predictions\.npz cannot be read now: "):
+            run.predictions()
+
+
 def test_credentials_that_a_server_does_not_accept_are_sent_and_named_but_not_shown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -141,6 +229,18 @@ def test_a_server_whose_certificate_is_not_accepted_is_there() -> None:
     assert refused == Refusal(str(error), "correct that")
 
 
+RUN: dict[str, Any] = {
+    "id": "0" * 32,
+    "name": "first",
+    "experiment": "digits",
+    "status": Status.FINISHED,
+    "started": 0,
+    "ended": 1,
+    "params": {},
+    "tags": {},
+    "logged": {},
+    "sizes": {},
+}
 # What a run writes; most of the first make something new each time they are called.
 CREATES = (
     *("create_experiment", "create_run", "create_logged_model", "log_model_artifacts"),

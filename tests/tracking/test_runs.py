@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from mlflow.entities import Run, RunData, RunInfo, RunTag, ViewType
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
 from pipeline.system.errors import RequestError
 from pipeline.tracking import runs
@@ -37,7 +38,7 @@ class Client:
     def get_run(self, run_id: str) -> Any:
         self.asked.append("get_run")
         if run_id not in IDS:
-            raise MlflowException("not found")
+            raise MlflowException("not found", error_code=RESOURCE_DOES_NOT_EXIST)
         return _run(run_id)
 
     def get_experiment(self, experiment_id: str) -> Any:

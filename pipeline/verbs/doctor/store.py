@@ -23,6 +23,7 @@ from pipeline.tracking.addresses import (
     artifact_root,
     is_database,
     is_server,
+    require_address,
     sqlite_file,
     store_address,
 )
@@ -70,7 +71,10 @@ def check_store(uri: str | None) -> Store:
             finding=warning("store", says, f"set tracking.uri, for example to {DEFAULT_URI}")
         )
     try:
+        require_address(address)
         return answered(partial(_guarded, look, address), ANSWER_S)
+    except RequestError as error:
+        return Store(finding=problem("store", str(error), f"correct it, {_ELSEWHERE}"))
     except TimeoutError:
         mend = "see whether its disk answers" if look is _sqlite else "start it"
         return _broken(address, f"did not answer within {ANSWER_S:g} s", f"{mend}, {_ELSEWHERE}")

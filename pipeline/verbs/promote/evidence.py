@@ -13,6 +13,7 @@ from pipeline.config.schema import Config
 from pipeline.data.load import ingest
 from pipeline.data.values import Array, Predictions, RawData, Split, most_probable
 from pipeline.system.errors import PipelineError, RequestError, one_line, some_of
+from pipeline.tracking.client import StoreAway
 from pipeline.tracking.models import load_model
 from pipeline.tracking.runs import MOST_NAMES, find_run
 from pipeline.tracking.values import RecordedRun, StoredPredictions, Version
@@ -98,6 +99,8 @@ def _tried(uri: str, config: Config, raw: RawData) -> _Tried:
             megabytes=loaded.megabytes,
             milliseconds=single_image_ms(loaded.model, test),
         )
+    except StoreAway:  # says nothing of the model
+        raise
     except (PipelineError, OSError, ValueError, TypeError, tf.errors.OpError) as error:
         told = str(error) if isinstance(error, PipelineError) else one_line(error)
         return _Tried(probabilities=None, error=told)

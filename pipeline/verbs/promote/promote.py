@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config.flat import config_sha256
 from pipeline.config.schema import Config
-from pipeline.system.errors import PipelineError, RequestError
+from pipeline.system.errors import PipelineError
 from pipeline.system.processes import user
 from pipeline.system.terminal import native_messages_to, standard_output
 from pipeline.tracking.client import STORE_ERRORS
@@ -169,7 +169,7 @@ def _describe(registry: Registry, present: Present, champion: Version | None) ->
         run = by_id(registry.client, champion.run_id) if champion else None
         attempts = whole_ledger(registry, present, newest=SHOWN_ATTEMPTS)
         registry.describe(note_of_model(registry, present, attempts, run))
-    except (*STORE_ERRORS, RequestError) as error:
+    except (*STORE_ERRORS, PipelineError) as error:
         log.warning("%s could not be described: %s", registry.name, error)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from starlette.applications import Starlette
 
-from pipeline.system.errors import one_line
+from pipeline.system.errors import PipelineError, one_line
 from pipeline.verbs.serve.app import Served
 
 if TYPE_CHECKING:
@@ -66,8 +66,9 @@ async def _watch(watch: Watch, app: Starlette) -> None:
             complaint = ""
         # The service continues if the store is away for a while, or a model does not load.
         except Exception as error:
-            if one_line(error) != complaint:
-                complaint = one_line(error)
+            said = str(error) if isinstance(error, PipelineError) else one_line(error)
+            if said != complaint:
+                complaint = said
                 log.warning("%s is not followed for now: %s", watch.alias, complaint)
 
 

@@ -189,6 +189,9 @@ def test_a_server_that_is_not_there_is_a_problem_without_its_password() -> None:
     store = health.check_store(f"http://me:hunter2@127.0.0.1:{free_port()}")
     assert_broken(store, "nothing answers there")
     assert "hunter2" not in str(store)
+    store = health.check_store(f"http://me:hunter#2@127.0.0.1:{free_port()}")
+    assert_broken(store, "set MLFLOW_TRACKING_USERNAME")
+    assert "hunter" not in str(store)
 
 
 def test_a_server_or_database_that_never_answers_is_given_up(

@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.data.values import Array, RawData, Split
 from pipeline.system.errors import RequestError
+from pipeline.tracking.client import StoreAway
 from pipeline.tracking.values import StoredPredictions, Version
 from pipeline.verbs.promote import evidence
 from pipeline.verbs.promote.evidence import gather
@@ -156,6 +157,12 @@ def test_a_model_of_other_images_or_classes_counts_as_not_loaded(
     found = gathered(Run(0, 1, 1))
     assert found.reproduced is None
     assert said in found.load_error
+
+
+def test_a_store_that_goes_away_says_nothing_of_a_model(loads: dict[str, Any]) -> None:
+    loads["models:/m-1"] = StoreAway("it answers 503")
+    with pytest.raises(StoreAway, match="503"):
+        gathered(Run(0, 1, 1))
 
 
 def test_the_champions_logged_answers_count_where_its_images_are_these(

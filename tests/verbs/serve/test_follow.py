@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from starlette.applications import Starlette
 
+from pipeline.tracking.client import StoreAway
 from pipeline.tracking.models import ModelVersion
 from pipeline.verbs.serve.app import Limits, Served, create_app
 from pipeline.verbs.serve.follow import Watch, watching
@@ -157,10 +158,10 @@ def test_a_server_that_does_not_follow_says_that_the_alias_is_back(
 def test_a_store_that_is_away_is_told_once_and_followed_again_when_it_is_back(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    find, _ = answers(OSError("away"), OSError("away"), SECOND)
+    find, _ = answers(StoreAway("it answers 503"), StoreAway("it answers 503"), SECOND)
     with caplog.at_level(logging.WARNING, "pipeline.verbs.serve.app"):
         watched(find, lambda app: app.state.served.about["serving"] == SECOND.uri)
-    assert caplog.messages == [f"{ALIAS} is not followed for now: OSError: away"]
+    assert caplog.messages == [f"{ALIAS} is not followed for now: it answers 503"]
 
 
 def test_a_version_that_does_not_load_is_tried_again_and_the_old_one_serves_on() -> None:
