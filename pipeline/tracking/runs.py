@@ -128,14 +128,18 @@ def require_same_weights(run: RecordedRun, config: Config) -> None:
 
 
 def as_trained(config: Config, run: RecordedRun) -> Config:
-    """The configuration of a run with the precision that `train.precision=auto` chose for it.
+    """The configuration of a run with the precision that `auto` chose, and its teachers' whole ids.
 
-    Another machine would choose another one. Runs of earlier versions have not recorded it.
+    Another machine would choose another precision, and further runs may have ids that begin
+    alike. Runs of earlier versions have not recorded it.
     """
-    precision = run.tags.get(PRECISION)
-    if precision is None or config.train.precision != "auto":
-        return config
-    return replace(config, train=replace(config.train, precision=precision))
+    train = config.train
+    if train.precision == "auto":
+        train = replace(train, precision=run.tags.get(PRECISION, train.precision))
+    if train.teacher is not None and TEACHER in run.tags:
+        ids = run.tags[TEACHER].split(", ")
+        train = replace(train, teacher=ids if isinstance(train.teacher, list) else ids[0])
+    return replace(config, train=train)
 
 
 def require_named_runs(config: Config) -> None:
