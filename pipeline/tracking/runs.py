@@ -240,7 +240,10 @@ def load_teachers(
 
 
 def _teacher_for(prepared: Prepared, source: str, run: RecordedRun, tracking: Tracking) -> Any:
-    loaded = load_model(str(run.model_uri), tracking)
+    try:
+        loaded = load_model(str(run.model_uri), tracking)
+    except RequestError as error:
+        raise RequestError(f"train.teacher={source}: {error}") from error
     if loaded.class_names != prepared.class_names:
         theirs, ours = (some_of(one.class_names, MOST_NAMES) for one in (loaded, prepared))
         raise RequestError(

@@ -172,6 +172,15 @@ def test_a_teacher_is_the_own_model_of_a_run_with_the_same_classes_and_images(
         runs.load_teachers(config(*TAUGHT), PREPARED)
     with pytest.raises(RequestError, match=r"train\.teacher=abcd and 1234: these name a run twice"):
         runs.require_named_runs(config("train.teacher=[abcd,1234]"))
+
+    def gone(uri: str, tracking: Any) -> None:
+        raise RequestError(f"model_uri={uri}: no such model")
+
+    monkeypatch.setattr(runs, "load_model", gone)
+    with pytest.raises(
+        RequestError, match=r"^train.teacher=abcd: model_uri=models:/m-\S+: no such"
+    ):
+        runs.load_teachers(config(*TAUGHT), PREPARED)
     run.model_uri = None
     with pytest.raises(RequestError, match="has no saved model"):
         runs.load_teachers(config(*TAUGHT), PREPARED)
