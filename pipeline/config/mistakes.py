@@ -30,7 +30,7 @@ from pipeline.config.guesses import (
     takes_one,
 )
 from pipeline.config.messages import unreadable
-from pipeline.config.rules import choose, is_typed_path
+from pipeline.config.rules import TextOrTexts, choose, is_typed_path
 from pipeline.config.schema import CHOSEN_GROUPS, Config
 from pipeline.config.words import (
     annotation_for,
@@ -521,7 +521,7 @@ def _how_it_is_written(setting: _Setting) -> str | None:
     """What to type for a value that Hydra cannot read."""
     if re.search(r"\w\(|\]\s*,\s*\[", setting.value):  # a function, or lists for several jobs
         return None
-    if is_list(setting.hint):
+    if is_list(setting.hint) or setting.hint is TextOrTexts:
         return _a_list(setting)
     return _a_number(setting) if is_number(setting.hint) else None
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import AfterValidator, Field, ValidationError, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo
 
 from pipeline.config import trusted
 from pipeline.config.guesses import letters_of
@@ -191,7 +191,7 @@ def _one_or_several(value: Any) -> str | list[str] | None:
     several = [] if value is None else [value] if isinstance(value, str) else value
     is_list = isinstance(several, list) and (several or value is None)
     if not is_list or not all(isinstance(one, str) and one for one in several):
-        raise ValueError("must be a text, or a list of texts")
+        raise ValueError("must be a text, or a list of texts; quote what looks like a number")
     return value
 
 
@@ -201,14 +201,14 @@ TagName = Annotated[str, AfterValidator(_name_of_users)]  # of a tag of the user
 Slug = Annotated[str, AfterValidator(_slug)]  # a file of a group, `mnist` or `mine/birds`
 
 
-def one_of(*choices: str) -> AfterValidator:
-    """A rule for a name: it is one of `choices`."""
-    return AfterValidator(lambda value: _chosen(value, choices))
+def one_of(*choices: str) -> BeforeValidator:
+    """A rule for a name: it is one of `choices`, which are told to whoever gives no text either."""
+    return BeforeValidator(lambda value: _chosen(value, choices))
 
 
-def _chosen(value: str, choices: Iterable[str]) -> str:
-    if value not in choices:
-        raise ValueError(choose(value, choices))
+def _chosen(value: Any, choices: Iterable[str]) -> Any:
+    if value not in [*choices]:
+        raise ValueError(choose(str(value), choices))
     return value
 
 
@@ -227,9 +227,9 @@ def choose(given: str, options: Iterable[str]) -> str:
     return f"{hint}choose one of {', '.join(names)}"
 
 
-def listed_in(module: str, name: str) -> AfterValidator:
+def listed_in(module: str, name: str) -> BeforeValidator:
     """A rule for a name: it is in the list `name` of `module`."""
-    return AfterValidator(
+    return BeforeValidator(
         lambda value: _chosen(value, getattr(importlib.import_module(module), name))
     )
 

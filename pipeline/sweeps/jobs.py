@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ from pipeline.sweeps.outcomes import FINISHED, Outcome
 from pipeline.sweeps.ranges import numbers
 from pipeline.system.errors import RequestError
 from pipeline.system.secrets import hide_word
-from pipeline.tracking.values import SEED
+from pipeline.tracking.values import SEED, SHORT
 
 ABOUT_SWEEPS = ("sweep=", "sweep.", "hydra")
 PARENTS_ALONE = ("sweep.storage", "sweep.study", "sweep.resume", "sweep.preview")
@@ -354,14 +355,19 @@ def short_keys(keys: Iterable[str]) -> dict[str, str]:
 def brief(text: str) -> str:
     """A value for people to read: a long number with four significant digits, if not a whole one.
 
-    Seeds and dates of as many digits would look the same.
+    Seeds and dates of as many digits would look the same. Ids of runs are shortened.
     """
     if len(text) <= _LONG or text.lstrip("+-").isdecimal():
         return text
     try:
         return f"{float(text):.4g}"
     except ValueError:
-        return text
+        return with_short_ids(text)
+
+
+def with_short_ids(text: str) -> str:
+    """A text with the first characters of each run's id in place of the whole."""
+    return re.sub(r"\b[0-9a-f]{32}\b", lambda found: found[0][:SHORT], text)
 
 
 def _require_effect(given: Sequence[Override], composed: DictConfig, *, adaptive: bool) -> None:

@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import Override
 from pipeline.config.builders import check_keys
 from pipeline.config.effects import Rule, may_lack_effect, refuse_without_effect, untested
 from pipeline.config.flat import config_sha256
-from pipeline.config.named_runs import weights_run
+from pipeline.config.named_runs import names_runs, teacher_runs, weights_run
 from pipeline.config.schema import Config, has_no_validation
 from pipeline.config.words import key_of, quoted_word
 from pipeline.data.load import require_data
@@ -48,6 +48,8 @@ class Plan:
     adaptive: bool
     manifest: Manifest
     jobs: Sequence[Job]
+    naming: Sequence[Config]
+    """A configuration for each choice of recorded runs that jobs name."""
 
 
 def plan_sweep(multirun: Multirun, launcher: Any, *, adaptive: bool) -> Plan:
@@ -129,7 +131,16 @@ def _plan(multirun: Multirun, composed: Composed, *, adaptive: bool) -> Plan:
         adaptive=adaptive,
         manifest=manifest(multirun, known, adaptive=adaptive),
         jobs=[job for job, _ in known],
+        naming=_naming(composed),
     )
+
+
+def _naming(jobs: Composed) -> list[Config]:
+    first: dict[Any, Config] = {}
+    for _, config in jobs:
+        if names_runs(config):
+            first.setdefault((teacher_runs(config), weights_run(config)), config)
+    return [*first.values()]
 
 
 def _ends(multirun: Multirun) -> list[Job]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.evaluation.intervals import CONFIDENCE, student
 from pipeline.evaluation.plots import empty_figure, without_markup
-from pipeline.sweeps.jobs import AxisScale
+from pipeline.sweeps.jobs import AxisScale, with_short_ids
 from pipeline.sweeps.outcomes import (
     FAILED,
     FINISHED,
@@ -218,7 +218,7 @@ def _labels(found: Sequence[Repeats]) -> list[str]:
     keys = [key for key in keys if len({one.params[key] for one in found}) > 1] or keys
     ends = [key.rpartition(".")[2] for key in keys]
     names = [end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)]
-    rows = [[without_markup(one.params[key]) for key in keys] for one in found]
+    rows = [[without_markup(with_short_ids(one.params[key])) for key in keys] for one in found]
     lines = [", ".join(map("=".join, zip(names, row, strict=True))) for row in rows]
     return [textwrap.fill(line, 50) or "all" for line in lines]
 
@@ -285,7 +285,7 @@ def _column(texts: Sequence[str]) -> list[Any]:
         numbers = [float(text) for text in texts]
         if all(map(math.isfinite, numbers)):
             return numbers
-    return [without_markup(text) for text in texts]
+    return [without_markup(with_short_ids(text)) for text in texts]
 
 
 def _distribution(column: Sequence[Any], scale: AxisScale) -> BaseDistribution:

@@ -53,9 +53,10 @@ def sweep(plan: Plan, launcher: Any) -> None:
         show_preview(plan.manifest, plan.jobs, count, config, launcher)
         return
     if config.sweep.resume is None:
-        require_named_runs(config)
-        if config.evaluate.leakage and weights_run(config) is not None:
-            require_sound_leakage(config, ingest(config))  # it is measured after all have trained
+        for one in plan.naming:
+            require_named_runs(one)
+            if one.evaluate.leakage and weights_run(one) is not None:
+                require_sound_leakage(one, ingest(one))  # it is measured after all have trained
     if adaptive:
         pass_on_secret_address(config.sweep)
     with open_workers(launcher, count) as workers:  # they start while the store is asked

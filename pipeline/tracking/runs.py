@@ -130,14 +130,18 @@ def require_same_weights(run: RecordedRun, config: Config) -> None:
 
 
 def as_trained(config: Config, run: RecordedRun) -> Config:
-    """The configuration of a run with the precision that `train.precision=auto` chose for it.
+    """The configuration of a run with the precision that `auto` chose, and its teachers' whole ids.
 
-    Another machine would choose another one. Runs of earlier versions have not recorded it.
+    Another machine would choose another precision, and further runs may have ids that begin
+    alike. Runs of earlier versions have not recorded it.
     """
-    precision = run.tags.get(PRECISION)
-    if precision is None or config.train.precision != "auto":
-        return config
-    return replace(config, train=replace(config.train, precision=precision))
+    train = config.train
+    if train.precision == "auto":
+        train = replace(train, precision=run.tags.get(PRECISION, train.precision))
+    if train.teacher is not None and TEACHER in run.tags:
+        ids = run.tags[TEACHER].split(", ")
+        train = replace(train, teacher=ids if isinstance(train.teacher, list) else ids[0])
+    return replace(config, train=train)
 
 
 def require_named_runs(config: Config) -> None:
@@ -238,7 +242,10 @@ def load_teachers(
 
 
 def _teacher_for(prepared: Prepared, source: str, run: RecordedRun, tracking: Tracking) -> Any:
-    loaded = load_model(str(run.model_uri), tracking)
+    try:
+        loaded = load_model(str(run.model_uri), tracking)
+    except RequestError as error:
+        raise RequestError(f"train.teacher={source}: {error}") from error
     if loaded.class_names != prepared.class_names:
         theirs, ours = (some_of(one.class_names, MOST_NAMES) for one in (loaded, prepared))
         raise RequestError(

@@ -478,7 +478,16 @@ def keras_application(
         x = keras.ops.flip(x, axis=-1)
     x = keras.layers.Rescaling(*SCALINGS[scaling], name="photo_scaling")(x)
     build = getattr(keras.applications, name)
-    return _head(build(include_top=False, weights=None, input_tensor=x).output, classes, dropout)
+    try:
+        features = build(include_top=False, weights=None, input_tensor=x).output
+    except ValueError as error:
+        if "zero or negative" not in str(error):
+            raise
+        pixels = "×".join(map(str, x.shape[1:3]))
+        raise ValueError(
+            f"images of {pixels} pixels are too small for {name}; enlarge them, model.size=96"
+        ) from error
+    return _head(features, classes, dropout)
 
 
 def _lite_norm(x: Tensor, name: str, *, relu: bool = True) -> Tensor:

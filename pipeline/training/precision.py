@@ -51,13 +51,13 @@ def best_for(model: keras.Model) -> str:
     """The precision that `auto` means: bfloat16 if that was measured to be faster, else float32.
 
     It was faster on a CPU with AVX512_BF16 for networks of ordinary convolutions, batch
-    normalisation and dense layers, if their numbers of filters are multiples of 16.
+    normalisation and dense layers, if their numbers of filters are multiples of 16. A layer of the
+    user's own may work in float32 alone.
     """
     layers = keras.layers
-    weighted = [
-        layer for layer in nested_layers(model) if layer.weights and layer.name != WHITENING
-    ]
-    measured = all(
+    every = [*nested_layers(model)]
+    weighted = [layer for layer in every if layer.weights and layer.name != WHITENING]
+    measured = all(type(layer).__module__.startswith("keras.") for layer in every) and all(
         type(layer) in (layers.Conv2D, layers.BatchNormalization, layers.Dense)
         for layer in weighted
     )

@@ -14,6 +14,7 @@ import tensorflow as tf
 from pipeline.data.values import Array, Shape, Split, flaw_in, images_at_once
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.training.graph import head_input
+from pipeline.training.memory import TO_PREDICT, enough_memory
 
 if TYPE_CHECKING:
     from pipeline.training.features import Head
@@ -27,11 +28,13 @@ UNTIMED, TIMED = 10, 100  # predictions of a single image
 def predictor(model: keras.Model) -> PredictFunction:
     """Compiles `model` to one graph that predicts any number of images, without augmentation.
 
-    The returned function raises PipelineError if the model's outputs are not probabilities.
+    The returned function raises PipelineError if the model's outputs are not probabilities, or if
+    there is not enough memory.
     """
     dtype = model.inputs[0].dtype  # not uint8 if it takes features, or is the user's own
     graph = _graph(model, tf.TensorSpec([None, *model.input_shape[1:]], dtype))
 
+    @enough_memory(TO_PREDICT)
     def forward(batch: Array) -> Array:
         probabilities: Array = graph(tf.constant(batch.astype(dtype, copy=False))).numpy()
         _require_probabilities(probabilities, PipelineError)
@@ -63,6 +66,7 @@ def with_features(model: keras.Model) -> Callable[[Array], tuple[Array | None, A
             tf.cast(probabilities, tf.float32),
         ]
 
+    @enough_memory(TO_PREDICT)
     def forward(batch: Array) -> tuple[Array, Array]:
         given = tf.constant(batch.astype(dtype, copy=False))
         found, probabilities = (part.numpy() for part in graph(given))
@@ -88,7 +92,8 @@ def predict(
     and left, and down and right.
 
     Raises:
-        PipelineError: the model gives NaN or other numbers that are not probabilities.
+        PipelineError: the model gives NaN or other numbers that are not probabilities, or there is
+            not enough memory.
     """
     if head is not None:
         model, split = head.model, head.of(split)

@@ -153,6 +153,8 @@ VALUES |= {
     "model.hidden=64x32": "as in model.hidden=[64,32]",
     "model.hidden=64;32": "as in model.hidden=[64,32]",
     "model.hidden=[64,32,]": "as in model.hidden=[64,32]",
+    "train.teacher=[12e4,abcd,]": "as in train.teacher=[12e4,abcd]",
+    "train.teacher=[12e4,abcd": "as in train.teacher=[12e4,abcd]",
     "model.hidden={a:64,b:32}": "as in model.hidden=[64,32]",
     "train.class_weight={balanced:1}": "write one text, as in train.class_weight=balanced",
     "model.hidden={64,32}": "as in model.hidden=[64,32]",

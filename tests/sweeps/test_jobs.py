@@ -450,7 +450,8 @@ def test_a_resumed_grid_runs_what_has_not_finished_under_the_same_numbers() -> N
         ("a_long_name", "a_long_name"),
         ("4294967295", "4294967295"),
         ("-1234567890", "-1234567890"),
+        (f"[{'12e4' * 8},{'abcd' * 8}]", "[12e412e4,abcdabcd]"),
     ],
 )
-def test_long_numbers_are_shown_in_brief(text: str, short: str) -> None:
+def test_long_numbers_and_ids_are_shown_in_brief(text: str, short: str) -> None:
     assert job_name({"optimizer.learning_rate": text}) == f"lr={short}"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from hydra_plugins.pipeline_sweeps import LocalLauncher
+from pipeline.config.named_runs import teacher_runs
 from pipeline.config.search_path import searching
 from pipeline.config.trusted import trust
 from pipeline.sweeps.plan import Plan, plan_again, plan_sweep
@@ -166,6 +167,14 @@ def test_what_is_only_for_kept_jobs_is_refused_where_none_is_kept(key: str, sear
         planned(f"{line}=true")
     with pytest.raises(RequestError, match=r"^dataset.path is missing"):  # nothing else is wrong
         planned(f"{line}=false")
+
+
+@pytest.mark.parametrize("search", ["", f"{SEARCH} "])
+def test_each_run_that_jobs_name_is_known_before_any_of_them_trains(search: str) -> None:
+    line = f"{search}seed=0,1 dataset=digits"
+    plan = planned(f"{line} train.teacher=[abcd,abce],abcf,null")
+    assert [teacher_runs(one) for one in plan.naming] == [("abcd", "abce"), ("abcf",)]
+    assert not planned(line).naming
 
 
 def test_settings_of_the_sweep_itself_are_checked_first() -> None:

@@ -316,6 +316,15 @@ def test_choices_are_ticks_in_a_slice() -> None:
     assert (0, choices()[4].values[0]) in heights  # a cnn
 
 
+def test_runs_are_shown_by_short_ids_in_the_plots() -> None:
+    teachers = (f"[{'12e4' * 8},{'abcd' * 8}]", "abce" * 8)
+    trials = [trial(i, 0.1 * i, **{"train.teacher": one}) for i, one in enumerate(teachers)]
+    axes = draw_sweep(trials, [ACCURACY], ["train.teacher"])["slice"].axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == [
+        *("[12e412e4,abcdabcd]", "abceabce")
+    ]
+
+
 def test_slices_and_contours_are_of_the_two_most_important_parameters_but_the_seed() -> None:
     trials = [
         trial(i, 10 * a + b + 0.1 * c + 99 * s, a=str(a), b=str(b), c=str(c), seed=str(s))

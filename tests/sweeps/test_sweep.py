@@ -302,17 +302,19 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
     }
 
 
+@pytest.mark.parametrize("searched", [False, True])
 def test_leakage_beside_weights_that_have_seen_the_data_is_refused_before_a_job_trains(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    searched: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photos = class_folders(tmp_path / "photos", count=12)
     words = ("dataset=folder", f"dataset.path={photos}", "dataset.size=8", "evaluate.leakage=true")
     config = configured(*words, "model=efficientnet_lite0", "model.weights=abcd1234")
-    config.sweep.preview, config.sweep.resume = False, None
+    shared = configured(*words, "model=efficientnet_lite0") if searched else config
+    shared.sweep.preview, shared.sweep.resume = False, None
     monkeypatch.setattr("pipeline.sweeps.sweep.require_named_runs", lambda config: None)
     monkeypatch.setattr("pipeline.sweeps.sweep.open_workers", lambda *_: pytest.fail("it trains"))
     plan: Any = SimpleNamespace(
-        multirun=SimpleNamespace(config=config, searched=()), adaptive=False
+        multirun=SimpleNamespace(config=shared, searched=()), adaptive=False, naming=[config]
     )
     with inside(tmp_path):
         seen = SimpleNamespace(fingerprint=ingest(config).fingerprint, source="", config=config)
@@ -326,7 +328,9 @@ def test_workers_start_with_the_password_of_the_study_in_their_environment(
 ) -> None:
     config, address = configured("dataset=synthetic"), "postgresql://me:canary@host/studies"
     config.sweep = replace(config.sweep, pruner="median", storage=address)
-    plan: Any = SimpleNamespace(multirun=SimpleNamespace(config=config, searched=()), adaptive=True)
+    plan: Any = SimpleNamespace(
+        multirun=SimpleNamespace(config=config, searched=()), adaptive=True, naming=[]
+    )
     inherited: list[str] = []
 
     def open_workers(launcher: Any, jobs: int) -> Any:

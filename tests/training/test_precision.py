@@ -152,3 +152,17 @@ def test_auto_is_bfloat16_only_where_that_was_measured(
     monkeypatch.setattr(precision, "processor_features", lambda: f"flags : {flags}")
     model = build_model(configured(*SMALL, *network, "train.precision=auto"), PREPARED)
     assert (types_of(model) == {"float32"}) == (expected == "float32")
+
+
+def test_a_layer_of_ones_own_may_need_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Doubled(keras.layers.Layer):
+        def call(self, x: Any) -> Any:
+            return x * tf.constant(2.0)
+
+    with_gpus(0, monkeypatch)
+    monkeypatch.setattr(precision, "processor_features", lambda: f"flags : {precision.MEASURED}")
+    for layer, expected in ((keras.layers.ReLU(), "bfloat16"), (Doubled(), "float32")):
+        images = keras.Input((6, 6, 1))
+        maps = layer(keras.layers.Conv2D(16, 3)(images))
+        model = keras.Model(images, keras.layers.Dense(2)(keras.layers.Flatten()(maps)))
+        assert precision.best_for(model) == expected

@@ -541,6 +541,12 @@ def test_a_network_of_keras_is_built_by_its_name_and_can_be_saved() -> None:
     assert model.get_layer("features").output.shape == (None, 1024)
 
 
+def test_a_network_of_keras_for_larger_images_says_so() -> None:
+    words = ("model=keras_application", "model.name=VGG16", "model.size=12")
+    with pytest.raises(RequestError, match=r"12×12 pixels are too small for VGG16; .* model.size="):
+        build_model(configured(*words), PREPARED)
+
+
 def test_a_network_of_keras_takes_the_weights_that_keras_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import keras
+import mlflow
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -171,9 +172,29 @@ def test_a_teacher_is_the_own_model_of_a_run_with_the_same_classes_and_images(
         runs.load_teachers(config(*TAUGHT), PREPARED)
     with pytest.raises(RequestError, match=r"train\.teacher=abcd and 1234: these name a run twice"):
         runs.require_named_runs(config("train.teacher=[abcd,1234]"))
+
+    def gone(uri: str, tracking: Any) -> None:
+        raise RequestError(f"model_uri={uri}: no such model")
+
+    monkeypatch.setattr(runs, "load_model", gone)
+    with pytest.raises(
+        RequestError, match=r"^train.teacher=abcd: model_uri=models:/m-\S+: no such"
+    ):
+        runs.load_teachers(config(*TAUGHT), PREPARED)
     run.model_uri = None
     with pytest.raises(RequestError, match="has no saved model"):
         runs.load_teachers(config(*TAUGHT), PREPARED)
+
+
+def test_a_run_is_repeated_with_the_whole_ids_of_its_teachers() -> None:
+    ids = ["abcd" + "0" * 28, "1234" + "0" * 28]
+    run: Any = SimpleNamespace(tags={"teacher": ", ".join(ids)})
+    again = runs.as_trained(config("train.teacher=[abcd,1234]"), run)
+    assert again == config(f"train.teacher=[{','.join(ids)}]")
+    run.tags = {"teacher": ids[0]}
+    assert runs.as_trained(config("train.teacher=abcd"), run).train.teacher == ids[0]
+    run.tags = {}
+    assert runs.as_trained(config("train.teacher=abcd"), run) == config("train.teacher=abcd")
 
 
 def test_a_run_names_its_teacher_and_is_reproduced_with_it(tmp_path: Path) -> None:
@@ -185,6 +206,11 @@ def test_a_run_names_its_teacher_and_is_reproduced_with_it(tmp_path: Path) -> No
     run_id = results(third.stdout)["run_id"]
     again = pipeline("reproduce", f"run_id={run_id}", "dataset=synthetic", cwd=tmp_path)
     assert again.stdout.splitlines()[-1].endswith("verdict=bit-identical"), again.stderr
+    store = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    store.delete_run(second)
+    untaught = pipeline("reproduce", f"run_id={run_id}", "dataset=synthetic", cwd=tmp_path)
+    assert (untaught.returncode, f"={second} was deleted" in untaught.stderr) == (2, True)
+    store.restore_run(second)
     other = ("dataset.classes=2", f"train.teacher={first}")
     refused = pipeline(*QUICK, *other, cwd=tmp_path)
     assert refused.returncode == 2

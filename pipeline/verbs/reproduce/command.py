@@ -23,7 +23,7 @@ from pipeline.tracking import origin
 from pipeline.tracking.client import STORE_ERRORS
 from pipeline.tracking.journal import run_in_journal
 from pipeline.tracking.recording import add_tags
-from pipeline.tracking.runs import as_trained, find_run, with_weights
+from pipeline.tracking.runs import as_trained, find_run, require_named_runs, with_weights
 from pipeline.tracking.values import (
     REPEAT_CHANGES,
     REPRODUCES,
@@ -97,6 +97,7 @@ def reproduce(config: Config, request: Reproduce, folder: Path) -> Reproduction:
     predicted, again = run.predictions(), _again(run, config)
     if not predicted:
         raise RequestError(f"run_id={run.id} has no predictions to compare with")
+    require_named_runs(again)
     again = replace(again, evaluate=replace(again.evaluate, test="test" in predicted))
     changed = _changed(run, again)
     _show_changes(run, changed)
@@ -185,7 +186,7 @@ def _recorded(run_id: str, config: Config) -> RecordedRun:
 def _again(run: RecordedRun, today: Config) -> Config:
     """The run's configuration for an independent run, with the current store and cache.
 
-    In place of `train.precision=auto` it names the precision that the run chose.
+    It names the precision and the teachers that the run had, as `as_trained` does.
     """
     then = as_trained(run.config, run)
     name = run.name or run.id

@@ -22,7 +22,7 @@ from pipeline.tracking.client import connect
 from pipeline.tracking.delivery import send_journal
 from pipeline.tracking.journal import has_journal
 from pipeline.tracking.recording import reopen
-from pipeline.tracking.runs import as_trained, find_run, with_weights
+from pipeline.tracking.runs import as_trained, find_run, require_named_runs, with_weights
 from pipeline.tracking.values import (
     LONGEST_PARAM,
     RESUMED_AFTER,
@@ -61,6 +61,7 @@ def resume(config: Config, request: Resume, folder: Path) -> Result:
         run = _unfinished(config, run.id)  # read under the lock: nobody else can finish it now
         progress = newest_progress(own / "checkpoints")
         then = _config(own, run, config)
+        require_named_runs(then)
         changed = _require_same(own, run, then, force=request.force)
         reopen(run.id, config.tracking, own).log_tags(_interruption_tags(run, progress, changed))
         # Imported only now: a refusal need not wait for TensorFlow.
@@ -119,7 +120,7 @@ def _folder_of(run: RecordedRun) -> Path:
 
 
 def _config(folder: Path, run: RecordedRun, today: Config) -> Config:
-    """The run's own configuration, with the precision it chose and the current store and cache."""
+    """The run's own configuration `as_trained`, with the current store and cache."""
     recorded = validate(yaml.safe_load(_kept(folder, "config.yaml")))
     hidden = shown_params(recorded)
     for name, value in flatten(recorded).items():

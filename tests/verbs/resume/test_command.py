@@ -20,6 +20,7 @@ import pytest
 from mlflow.entities import Run
 
 from pipeline.config import trusted
+from pipeline.config.schema import Config
 from pipeline.data.load import load_data
 from pipeline.run import run
 from pipeline.system.errors import PipelineError, Pruned, RequestError
@@ -235,6 +236,18 @@ def test_what_is_no_run_is_refused(stopped: Path) -> None:
 def test_the_configuration_cannot_be_changed_on_the_way(stopped: Path) -> None:
     refused(stopped, "train.epochs=9: resume takes the configuration", "train.epochs=9")
     refused(stopped, "model=cnn: resume takes the configuration", "model=cnn")
+
+
+def test_a_run_whose_teacher_is_gone_is_refused(
+    stopped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(config: Config) -> None:
+        raise RequestError("train.teacher=abcd was deleted")
+
+    monkeypatch.setattr("pipeline.verbs.resume.command.require_named_runs", gone)
+    tags = the_run(stopped).data.tags
+    refused(stopped, "train.teacher=abcd was deleted")
+    assert the_run(stopped).data.tags == tags
 
 
 def test_another_code_is_refused(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
