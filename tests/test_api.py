@@ -358,7 +358,7 @@ def test_a_run_of_another_folder_has_its_model_though_another_store_is_in_use(
         assert pipeline.find_runs(config=pipeline.compose(*SMALL)) == []
         assert run.load_model().output_shape == (None, 10)
         away = replace(run, store="http://127.0.0.1:1")
-        with pytest.raises(pipeline.RequestError, match="store http://127.0.0.1:1 cannot be reach"):
+        with pytest.raises(pipeline.PipelineError, match="store http://127.0.0.1:1 cannot be used"):
             away.load_model()
 
 
